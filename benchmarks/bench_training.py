@@ -31,10 +31,11 @@ from tqdm import tqdm
 from skipform import nets
 from skipform.data.images import Images
 from skipform.stages import run
-from skipform.tasks import Classify, scale
+from skipform.tasks import Optimizer
+from skipform.tasks.classify import Classify
 
 ROUNDS, EPOCHS = 9, 3
-TASK: dict[str, Any] = {"optimizer": "nesterov", "lr": 0.05, "schedule": "cosine"}
+RECIPE = Optimizer(name="nesterov", lr=0.05, schedule="cosine")
 NETS: dict[str, dict[str, Any]] = {
     "resnet (depth 20, width 16)": {"net": "resnet", "depth": 20, "width": 16},
     "mlp (depth 3, width 64)": {"net": "mlp", "depth": 3, "width": 64, "image_size": 8},
@@ -110,9 +111,9 @@ def bare(block: dict[str, Any]) -> float:
     data.setup()
     batches = data.train_dataloader()
     net = _net(block)
-    optimizer = torch.optim.SGD(net.parameters(), TASK["lr"], 0.9, weight_decay=1e-4, nesterov=True)
+    optimizer = torch.optim.SGD(net.parameters(), RECIPE.lr, 0.9, weight_decay=1e-4, nesterov=True)
     steps = EPOCHS * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: scale(step, steps, schedule="cosine"))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: RECIPE.scale(step, steps))
     start = time.perf_counter()
     for epoch in range(EPOCHS):
         batches.epoch = epoch
@@ -131,7 +132,7 @@ def task(block: dict[str, Any]) -> float:
         trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=run.Journal(Path(folder, "last"), 0, bar))
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.limit_val_batches = 0
-        trainer.fit(Classify(_net(block), **TASK), datamodule=Images("digits"))
+        trainer.fit(Classify(_net(block), RECIPE), datamodule=Images("digits"))
     return clock.stop - clock.start
 
 

@@ -6,10 +6,10 @@ Letters: n images of a batch, N images of a split, c channels, h w height and wi
 import gzip
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,8 @@ class Images(LightningDataModule):
         seed: with the epoch's number it fixes the order, the crops and the flips of that epoch, whatever came before.
     """
 
+    TARGETS = "labels"
+
     def __init__(
         self,
         name: Literal["digits", "cifar10", "fashion_mnist"],
@@ -90,6 +92,11 @@ class Images(LightningDataModule):
         self.crop, self.flip, self.seed = crop, flip, seed
         self.stated, self.mean, self.std = SETS[name]
         self.pixels: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def states(name: str, **rest: Any) -> dict[str, Any]:
+        """What nets are told of a set: see `Stated`."""
+        return asdict(SETS[name][0])
 
     @property
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -2,41 +2,41 @@
 
 An experiment file holds, under its introduction in comments,
 
-    variants:  {label: {net: NAME, argument: value, ...}, ...}     one net each; an argument may be such a block itself
-    data:      arguments of `Images`             task:    arguments of `Classify`
-    trainer:   arguments of `run.trainer`        threads: CPU threads, 0 for torch's own
-    wandb:     auto, online, offline, disabled
+    variants:   {label: {net: NAME, argument: value, ...}, ...}    one net each; an argument may be such a block itself
+    data:       {name: SET, argument: value, ...}                  of the set's class, see `skipform.data`
+    task:       {name: NAME, argument: value, ...}                 classify when not said, see `skipform.tasks`
+    optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.trainer`
+    threads:    CPU threads, 0 for torch's own   wandb:      auto, online, offline, disabled
     smoke:, embedded:, paper:   any of the above, for one scale
 
 and ../scale/<scale>.yaml says what all experiments share at a scale. What is said last counts, key by key, in the order
-scale file, experiment file, the experiment's own section for the scale, command line.
+scale file, experiment file, the experiment's own section for the scale, command line. Another net, task or kind of data
+takes other arguments: its block replaces the one it is said over. What the data states (in_channels, num_classes, ...)
+is handed to the nets and tasks that take it.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, formatannotation, signature
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Union, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skipform import nets
-from skipform.data.images import SETS, Images
+from skipform import data, nets, tasks
 from skipform.errors import SkipformError
 from skipform.stages.run import trainer
-from skipform.tasks import Classify
 
 Block = dict[str, Any]
-SECTIONS: dict[
-    str, tuple[Callable[..., Any], set[str]]
-] = {  # what is called, and the arguments that are not the file's
-    "data": (Images, {"seed"}),
-    "task": (Classify, {"net"}),
-    "trainer": (trainer, {"callback", "logger"}),
+NOT_SAID = {  # section -> the arguments that are not the file's
+    "data": {"seed"},
+    "task": {"net", "optimizer"},
+    "optimizer": set[str](),
+    "trainer": {"callback", "logger"},
 }
 
 
@@ -49,6 +49,7 @@ class Experiment:
     variants: dict[str, Block]
     data: Block
     task: Block
+    optimizer: Block
     trainer: Block
     threads: int
     wandb: Literal["auto", "online", "offline", "disabled"]
@@ -75,7 +76,7 @@ def read(path: Path, scale: str, said: Mapping[str, Any] | None = None) -> Exper
         if each == scale:
             layers.append((Path("command line"), dict(said or {})))
         for source, layer in layers:
-            _known(layer, [*_TOP, *SECTIONS, "variants", *scales * (source == path)], str(source))
+            _known(layer, [*_TOP, *NOT_SAID, "variants", *scales * (source == path)], str(source))
         where = f"{path} ({each})"
         found[each] = _complete(where, path.stem, each, _merged(layer for _, layer in layers))
     return found[scale]
@@ -85,11 +86,17 @@ _TOP = {"threads": int, "wandb": Literal["auto", "online", "offline", "disabled"
 
 
 def _complete(where: str, name: str, scale: str, said: Block) -> Experiment:
-    sections = {
-        section: complete(function, said.get(section, {}), f"{where}: {section}", skip=not_said)
-        for section, (function, not_said) in SECTIONS.items()
-    }
-    stated = asdict(SETS[sections["data"]["name"]][0])
+    kind, data_said = _named("data", said.get("data", {}), data.sets(), where)
+    task, task_said = _named("task", {"name": "classify"} | said.get("task", {}), tasks.names(), where)
+    data_class, task_class = data.kind(kind), tasks.kind(task)
+    if task_class.TARGETS != data_class.TARGETS:
+        fit = [known for known in tasks.names() if tasks.kind(known).TARGETS == data_class.TARGETS]
+        raise SkipformError(
+            f"{where}: task.name: {task!r} takes {task_class.TARGETS}, data set {kind!r} has {data_class.TARGETS};"
+            f" accepted: {', '.join(fit) or 'none'}"
+        )
+    data_block = complete(data_class, {"name": kind} | data_said, f"{where}: data", skip=NOT_SAID["data"])
+    stated = data_class.states(**data_block)
     variants = said.get("variants")
     if not isinstance(variants, dict) or not variants:
         raise SkipformError(f"{where}: variants: accepted is one or more `label: {{net: NAME, ...}}`, got {variants!r}")
@@ -98,36 +105,72 @@ def _complete(where: str, name: str, scale: str, said: Block) -> Experiment:
             raise SkipformError(
                 f"{where}: variants: label {label!r}; accepted: letters, digits and _ . + - (it names a folder)"
             )
-    threads = _typed(said.get("threads", 0), int, f"{where}: threads")
-    for key, value, least in (("trainer.max_epochs", sections["trainer"]["max_epochs"], 1), ("threads", threads, 0)):
-        if value < least:
-            raise SkipformError(f"{where}: {key}: {value}; accepted: {least} or more")
-    return Experiment(
+    experiment = Experiment(
         name=name,
         scale=scale,
         variants={str(label): _net(block, stated, f"{where}: variants.{label}") for label, block in variants.items()},
-        threads=threads,
+        data=data_block,
+        task={"name": task, **_told(task_class, task_said, stated, f"{where}: task", NOT_SAID["task"])},
+        optimizer=complete(tasks.Optimizer, said.get("optimizer", {}), f"{where}: optimizer"),
+        trainer=complete(trainer, said.get("trainer", {}), f"{where}: trainer", skip=NOT_SAID["trainer"]),
+        threads=_typed(said.get("threads", 0), int, f"{where}: threads"),
         wandb=_typed(said.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
-        **sections,
     )
+    epochs, threads = experiment.trainer["max_epochs"], experiment.threads
+    for key, value, least in (("trainer.max_epochs", epochs, 1), ("threads", threads, 0)):
+        if value < least:
+            raise SkipformError(f"{where}: {key}: {value}; accepted: {least} or more")
+    return experiment
+
+
+def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tuple[str, Block]:
+    """What a {name: NAME, ...} block names, and the rest of it."""
+    _known(block, block, f"{where}: {section}")
+    if "name" not in block:
+        raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
+    if block["name"] not in accepted:
+        raise SkipformError(f"{where}: {section}.name: unknown {block['name']!r}; accepted: {', '.join(accepted)}")
+    return block["name"], {key: value for key, value in block.items() if key != "name"}
 
 
 def _net(block: Any, stated: Block, where: str) -> Block:
-    """{net: NAME, **arguments} with every argument; in_channels and the like are those the data set states."""
+    """{net: NAME, **arguments} with every argument."""
     if not isinstance(block, dict) or not isinstance(block.get("net"), str):
         raise SkipformError(f"{where}: accepted is {{net: NAME, argument: value, ...}}, got {block!r}")
     name = block["net"]
     if name not in nets.names():
         raise SkipformError(f"{where}.net: unknown net {name!r}; accepted: {', '.join(nets.names())}")
     build = import_module(f"skipform.nets.{name}").build
-    said = {key: value for key, value in block.items() if key != "net"}
-    accepted = arguments(build)
+    return {"net": name, **_told(build, {k: v for k, v in block.items() if k != "net"}, stated, where)}
+
+
+def _told(function: Callable[..., Any], said: Block, stated: Block, where: str, skip: Iterable[str] = ()) -> Block:
+    """The arguments of `function`: those that the data set states, and those said, nets among them."""
+    accepted = arguments(function, skip)
     taken = {key: value for key, value in stated.items() if key in accepted}
     if clash := sorted(taken.keys() & said.keys()):
         raise SkipformError(f"{where}.{clash[0]}: the data set states it ({taken[clash[0]]}); leave it out")
     _known(said, [key for key in accepted if key not in taken], where)
-    inner = {key: _net(said.pop(key), stated, f"{where}.{key}") for key in list(said) if _is_net(said[key])}
-    return {"net": name, **taken, **inner, **complete(build, said, where, skip={*taken, *inner})}
+    inner = {key: _net(value, stated, f"{where}.{key}") for key, value in said.items() if _is_net(value)}
+    own = {key: value for key, value in said.items() if key not in inner}
+    return {**taken, **inner, **complete(function, own, where, skip={*skip, *taken, *inner})}
+
+
+def accepted() -> dict[str, dict[str, Any]]:
+    """What the command line may say over an experiment file: section -> argument -> type, of any set's or task's."""
+    classes: dict[str, list[Callable[..., Any]]] = {
+        "data": list(data.kinds()),
+        "task": [tasks.kind(name) for name in tasks.names()],
+        "optimizer": [tasks.Optimizer],
+        "trainer": [trainer],
+    }
+    found: dict[str, dict[str, Any]] = {section: {} for section in classes}
+    found["task"]["name"] = Literal[tuple(tasks.names())]
+    for section, functions in classes.items():
+        for function in functions:
+            for key, (_, hint) in arguments(function, NOT_SAID[section]).items():
+                found[section][key] = Union[found[section].get(key, hint), hint]  # noqa: UP007 (X | Y takes no Literal)
+    return found
 
 
 def _is_net(value: Any) -> bool:
@@ -149,7 +192,7 @@ def complete(function: Callable[..., Any], said: Any, where: str, skip: Iterable
 def arguments(function: Callable[..., Any], skip: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
     """What `function` takes: name -> (default or Parameter.empty, type)."""
     parameters = signature(function).parameters.items()
-    hints = get_type_hints(vars(function)["__init__"] if isinstance(function, type) else function)
+    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
     return {key: (parameter.default, hints[key]) for key, parameter in parameters if key not in set(skip)}
 
 
@@ -200,13 +243,20 @@ def _load(path: Path) -> Block:
 
 
 def _merged(layers: Iterable[Block]) -> Block:
-    """Later layers over earlier ones, blocks key by key; another net's block replaces, for its arguments differ."""
+    """Later layers over earlier ones, blocks key by key; a block that takes other arguments replaces."""
     result: Block = {}
     for layer in layers:
         for key, value in layer.items():
             old = result.get(key)
-            both = isinstance(old, dict) and isinstance(value, dict)
-            if both and value.get("net", old.get("net")) == old.get("net"):  # type: ignore[union-attr]
-                value = _merged([old, value])  # type: ignore[list-item]
+            if isinstance(old, dict) and isinstance(value, dict) and not _takes_others(key, old, value):
+                value = _merged([old, value])
             result[key] = value
     return result
+
+
+def _takes_others(section: str, old: Block, new: Block) -> bool:
+    """Whether a block names another net, task or kind of data than the one it is said over."""
+    if section == "data":
+        known = data.sets()
+        return known.get(old.get("name", "")) is not known.get((old | new).get("name", ""))
+    return any((old | new).get(key) != old.get(key) for key in ("net", *["name"] * (section == "task")))

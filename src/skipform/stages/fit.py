@@ -28,11 +28,11 @@ from lightning.pytorch.loggers import WandbLogger
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
-from skipform.data.images import Images
+from skipform import data as sets
 from skipform.errors import SkipformError
 from skipform.stages import run
 from skipform.stages.cli import not_understood
-from skipform.stages.experiment import SECTIONS, Experiment, arguments, read
+from skipform.stages.experiment import Experiment, accepted, read
 from skipform.stages.files import write_json
 
 
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     experiment = read(path, options["scale"], said)
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not run.launched():
         return _several(argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
-    data = Images(**experiment.data)
+    data = sets.build(0, **experiment.data)
     data.prepare_data()
     data.setup()
     with torch.device("meta"):  # every net can be built, before the first is trained
@@ -73,10 +73,11 @@ def main(argv: list[str]) -> int:
             if not leads:
                 continue
             summary[label] = _summary(seeds, done)
-            error = summary[label]["test_error"]
+            name, unit = done[0]["shown"]
+            score = summary[label][f"test_{name}"]
             bar.write(
-                f"{path.stem:18} {label:18} test error {error['middle']:6.2f} %"
-                f"   ({error['low']:.2f} to {error['high']:.2f}, {len(seeds)} seeds)"
+                f"{path.stem:18} {label:18} test {run.spoken(name)} {score['middle']:6.2f} {unit}"
+                f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
             )
         if leads:
             _keep_only(work, experiment.variants, seeds)
@@ -126,9 +127,9 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
-    for section, (function, not_said) in SECTIONS.items():
+    for section, keys in accepted().items():
         group = parser.add_argument_group(f"{section}, over what the experiment file says")
-        for key, (_, hint) in arguments(function, not_said).items():
+        for key, hint in keys.items():
             group.add_argument(f"--{section}.{key}", type=hint)
     try:
         said = parser.parse_args(argv, defaults=False).as_dict()
@@ -158,6 +159,7 @@ def _run(work: Path, experiment: Experiment, label: str, seed: int, command: str
         "net": experiment.variants[label],
         "data": experiment.data,
         "task": experiment.task,
+        "optimizer": experiment.optimizer,
         "trainer": experiment.trainer,
     }
     return run.train(
@@ -208,12 +210,12 @@ def _has_key() -> bool:
 
 def _summary(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of every number that the seeds' metrics share: the middle (median), the lowest and the highest."""
-    keys = [key for key in runs[0] if key.endswith(("_loss", "_error"))]
+    keys = [key for key in runs[0] if key.startswith(("train_", "validation_", "test_"))]
     values = {key: [metrics[key] for metrics in runs] for key in keys}
     return {
         "seeds": seeds,
         "parameters": runs[0]["parameters"],
-        "epochs": runs[0]["epochs"],
+        **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
         **{key: {"middle": statistics.median(v), "low": min(v), "high": max(v)} for key, v in values.items()},
     }
 

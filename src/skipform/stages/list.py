@@ -2,19 +2,20 @@
 
 from pathlib import Path
 
-from skipform import nets
-from skipform.data.images import SETS
+from skipform import nets, tasks
+from skipform.data import sets
 
 
 def main(*, root: str = ".") -> None:
-    """Print the networks, the image data sets and the experiment files.
+    """Print the networks, the data sets, the tasks and the experiment files.
 
     Args:
         root: The folder that holds experiments/.
     """
     files = [path for kind in ("survey", "claims") for path in sorted(Path(root, "experiments", kind).glob("*.yaml"))]
     experiments = [str(path.relative_to(root)) for path in files]
-    for title, names in (("networks", nets.names()), ("data sets", sorted(SETS)), ("experiments", experiments)):
+    kinds = {"networks": nets.names(), "data sets": sorted(sets()), "tasks": tasks.names(), "experiments": experiments}
+    for title, names in kinds.items():
         print(f"{title}:")
         for name in names:
             print(f"  {name}")

@@ -14,8 +14,8 @@ import torch
 import yaml
 from torch import nn
 
+from skipform import data
 from skipform.compiler.emit import UnsupportedOperation
-from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.measure import functional_dimension, jacobian_rank
 from skipform.measure.line import line_of
@@ -143,10 +143,10 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
 
 def test_images(config: dict[str, Any]) -> torch.Tensor:
     """The test images of a run, (N, c, h, w), in float64."""
-    data = Images(**config["data"])
-    data.prepare_data()
-    data.setup()
-    return data.splits["test"][0].double()
+    images = data.build(0, **config["data"])
+    images.prepare_data()
+    images.setup()
+    return images.splits["test"][0].double()
 
 
 def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:

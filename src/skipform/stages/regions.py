@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from skipform.data.images import Images
+from skipform import data
 from skipform.errors import SkipformError
 from skipform.measure import plane
 from skipform.stages.files import whole, write_text
@@ -80,10 +80,10 @@ def _network(
     """The net in eval mode, an input shaped as it takes one, and the points the source itself offers."""
     folder = Path(source)
     if (folder / "config.yaml").is_file():
-        data = Images(**yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"])
-        data.prepare_data()
-        data.setup()
-        test = data.splits["test"][0].double()  # (N, c, h, w)
+        images_of = data.build(0, **yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"])
+        images_of.prepare_data()
+        images_of.setup()
+        test = images_of.splits["test"][0].double()  # (N, c, h, w)
         chosen = images or [0, 1, 2]
         if len(chosen) != 3 or not all(0 <= i < len(test) for i in chosen):
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")

@@ -2,11 +2,11 @@
 
     config.yaml           all there is to know to run it again
     initial.safetensors   the net before training              final.safetensors   and after
-    history.csv           per epoch and split: loss, error     metrics.json        after the last epoch, never the best
+    history.csv           per epoch and split: loss, scores    metrics.json        after the last epoch, never the best
     provenance.json       commit, versions, hardware, times    (the only file that differs between two runs)
 
-Errors are percentages of wrong answers. Those of "train" are taken while training, in the epoch's own batches; the
-others after each epoch, in evaluation mode.
+Scores are the task's, percentages. Those of "train" are taken while training, in the epoch's own batches; the others
+after each epoch, in evaluation mode.
 """
 
 import csv
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from inspect import getfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,11 +35,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from skipform import nets
-from skipform.data.images import Images
+from skipform import data, nets, tasks
 from skipform.errors import SkipformError
 from skipform.stages.files import fingerprint, versions, whole, write_json, write_text
-from skipform.tasks import Classify
 
 FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
 
@@ -77,13 +76,13 @@ def train(
         )
     if leads:
         _save(net, folder / "initial.safetensors")
-    data = Images(**config["data"], seed=seed)
+    module = data.build(seed, **config["data"])
     logger = lightning.logger = open_logger() if leads else None
-    task = Classify(net, **config["task"])
+    task = tasks.build(net, config["task"], config["optimizer"])
     if config["trainer"]["fast"]:
         task.quicken(channels_last=device == "cuda")
     try:
-        lightning.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+        lightning.fit(task, datamodule=module, ckpt_path=last, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from stop
     if logger:
@@ -93,6 +92,8 @@ def train(
         "seed": seed,
         "epochs": len(journal.rows),
         "steps": journal.steps,
+        "shown": list(task.SHOWN),
+        "higher": task.HIGHER,
         "parameters": sum(p.numel() for p in net.parameters()),
         "trained_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
         **{key: value for key, value in journal.rows[-1].items() if key != "epoch"},
@@ -166,7 +167,7 @@ def trainer(
         accelerator: as Lightning's; auto takes a GPU where there is one.
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
-        fast: the step compiled (see `Classify.quicken`), and the kernels that are fastest, in whatever order they sum.
+        fast: the step compiled (see `Task.quicken`), and the kernels that are fastest, in whatever order they sum.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
             batch, so that data.batch_size is that of all; on GPUs batch norm is over all of them too.
     """
@@ -203,7 +204,7 @@ class Journal(Callback):
         self.checkpoint, self.seed, self.bar = checkpoint, seed, bar
         self.rows: list[dict[str, float]] = []
         self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
-        self.seen: dict[str, list[tuple[Tensor, Tensor, int]]] = {}  # split -> (loss, wrong, images) of each batch
+        self.seen: dict[str, list[dict[str, Any]]] = {}  # split -> what each batch's step returned
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "steps": self.steps, "seconds": self.seconds}
@@ -224,26 +225,29 @@ class Journal(Callback):
         self.seen = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.seen.setdefault("train", []).append((outputs["loss"], outputs["wrong"], len(batch[1])))
+        self.seen.setdefault("train", []).append(outputs)
         self.bar.update()
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         split = trainer.datamodule.held_out[dataloader_idx]
-        self.seen.setdefault(split, []).append((outputs["loss"], outputs["wrong"], len(batch[1])))
+        self.seen.setdefault(split, []).append(outputs)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         for split, batches in self.seen.items():
-            losses, wrongs, sizes = zip(*batches, strict=True)
-            images = int(_summed(trainer, torch.tensor(sum(sizes))))
-            weights = torch.tensor(sizes, dtype=torch.float64) / images
-            row[f"{split}_loss"] = _summed(trainer, (torch.stack(losses).double().cpu() * weights).sum())
-            row[f"{split}_error"] = 100 * int(_summed(trainer, torch.stack(wrongs).sum())) / images
+            column = {key: _column(batches, key) for key in batches[0]}
+            sizes = column.pop("size")
+            units = int(_summed(trainer, sizes.sum()))
+            row[f"{split}_loss"] = _summed(trainer, (column.pop("loss") * (sizes / units)).sum())
+            row |= {f"{split}_{key}": 100 * _summed(trainer, of.sum()) / units for key, of in column.items()}
+            row |= {f"{split}_{key}": score for key, score in pl_module.scores(split).items()}
         self.steps += len(self.seen["train"])
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
         self.rows.append(row)
-        self.bar.set_postfix_str(f"test error {row['test_error']:.2f} %" if "test_error" in row else "", refresh=False)
+        name, unit = pl_module.SHOWN
+        shown = row.get(f"test_{name}")
+        self.bar.set_postfix_str("" if shown is None else f"test {spoken(name)} {shown:.2f} {unit}", refresh=False)
         self._log(trainer, row)
         with whole(self.checkpoint) if trainer.is_global_zero else nullcontext(self.checkpoint) as beside:
             trainer.save_checkpoint(beside)  # all take part, the first one writes
@@ -251,6 +255,16 @@ class Journal(Callback):
     def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
         if trainer.logger:
             trainer.logger.log_metrics(row, step=int(row["epoch"]))
+
+
+def spoken(name: str) -> str:
+    """A score's name as text: mean_iou -> mean iou."""
+    return name.replace("_", " ")
+
+
+def _column(batches: list[dict[str, Any]], key: str) -> Tensor:
+    """One of the numbers that the steps returned, of all batches, in float64; here the host waits for the device."""
+    return torch.stack([torch.as_tensor(batch[key]) for batch in batches]).double().cpu()
 
 
 def _summed(trainer: Trainer, value: Tensor) -> float:
@@ -287,8 +301,9 @@ def _plain(value: Any) -> Any:
 
 def _fingerprint(config: dict[str, Any]) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
-    package = Path(__file__).parent.parent
-    sources = [*package.glob("nets/*.py"), *package.glob("data/*.py"), package / "tasks.py", Path(__file__)]
+    package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
+    shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
+    sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own), Path(__file__)]
     return fingerprint(config, sources)
 
 

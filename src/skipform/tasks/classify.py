@@ -1,0 +1,27 @@
+"""One label per input."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from skipform.tasks.task import Task
+
+
+class Classify(Task):
+    """Cross-entropy of one label per input; the error is the share of inputs whose largest score is another class.
+
+    net: inputs (n, ...) -> scores (n, classes). A batch is (inputs (n, ...), labels (n,)).
+    """
+
+    TARGETS = "labels"
+    SHOWN = ("error", "%")
+    HIGHER = False
+
+    def step(self, inputs: Tensor, labels: Tensor) -> dict[str, Any]:
+        scores = self.net(inputs)  # (n, classes)
+        wrong = (scores.detach().argmax(1) != labels).sum()
+        return {"loss": functional.cross_entropy(scores, labels), "size": len(labels), "error": wrong}
+
+    def examples(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor | list[str]]:
+        return {"inputs": inputs, "labels": labels, "predicted": self.net(inputs).argmax(1)}

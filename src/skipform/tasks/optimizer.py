@@ -1,0 +1,109 @@
+"""How a loss is minimised: the optimiser, the learning rate's schedule, and which parameters decay."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from skipform.errors import SkipformError
+
+Name = Literal["sgd", "nesterov", "adam", "adamw"]
+Schedule = Literal["constant", "multistep", "cosine", "linear", "inverse_sqrt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """An optimiser in words; `build` makes it for a net.
+
+    Args:
+        name: sgd, nesterov (both with `momentum`), adam (decay in the gradient) or adamw (decay apart).
+        lr: the learning rate before `schedule` scales it.
+        momentum: of sgd and nesterov.
+        betas, eps: of adam and adamw.
+        weight_decay: on every trained parameter, biases and normalisations too, as in the papers on ResNets;
+            with decayed = "matrices" only on those of two or more dimensions, as in those on Transformers.
+        factors: {start of a parameter's name: what its learning rate is multiplied by}, as {backbone: 0.1} in DETR.
+        schedule, milestones, decay, warmup, floor: see `scale`.
+    """
+
+    name: Name = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    decayed: Literal["all", "matrices"] = "all"
+    factors: dict[str, float] | None = None
+    schedule: Schedule = "multistep"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    warmup: int = 0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for what, name, accepted in (("optimizer", self.name, Name), ("schedule", self.schedule, Schedule)):
+            if name not in get_args(accepted):
+                raise SkipformError(f"unknown {what} {name!r}; accepted: {', '.join(get_args(accepted))}")
+
+    def build(self, net: nn.Module, steps: int, *, fused: bool = False) -> dict[str, Any]:
+        """What `LightningModule.configure_optimizers` returns, for a training of `steps` steps.
+
+        fused: the optimiser's step in one kernel.
+        """
+        groups, one = self._groups(net), {"fused": fused or None}
+        if self.name in ("adam", "adamw"):
+            adam = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+            optimizer: torch.optim.Optimizer = adam(groups, self.lr, tuple(self.betas), self.eps, **one)  # type: ignore[arg-type]
+        else:
+            nesterov = self.name == "nesterov"
+            optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=nesterov, **one)  # type: ignore[arg-type]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scale(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters, those of the same rate and decay together."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        factors = self.factors or {}
+        for prefix in factors:
+            if not any(_under(name, prefix) for name, _ in net.named_parameters()):
+                raise SkipformError(
+                    f"optimizer.factors: no parameter under {prefix!r};"
+                    f" accepted: {', '.join(dict.fromkeys(name.split('.')[0] for name, _ in net.named_parameters()))}"
+                )
+        for name, parameter in net.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            factor = math.prod(factor for prefix, factor in factors.items() if _under(name, prefix))
+            decay = self.weight_decay if self.decayed == "all" or parameter.dim() > 1 else 0.0
+            groups.setdefault((self.lr * factor, decay), []).append(parameter)
+        return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+    def scale(self, step: int, steps: int) -> float:
+        """What the learning rate is multiplied by at `step` of 0 .. steps - 1.
+
+        f + (1 - f) s(step / steps), times min(1, (step + 1) / warmup), with f = `floor` and
+
+        constant: s = 1.   multistep: s(t) = decay^(number of milestones <= t).   cosine: s(t) = (1 + cos(pi t)) / 2.
+        linear: s(t) = 1 - t.   inverse_sqrt: s = min(1, sqrt(warmup / (step + 1))), so that a width d has the rate of
+        Vaswani et al. (2017), Section 5.3, with lr = 1 / sqrt(d warmup).
+        """
+        done = step / steps
+        rising = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        match self.schedule:
+            case "constant":
+                s = 1.0
+            case "multistep":
+                s = self.decay ** sum(milestone <= done for milestone in self.milestones)
+            case "cosine":
+                s = (1 + math.cos(math.pi * done)) / 2
+            case "linear":
+                s = 1 - done
+            case "inverse_sqrt":
+                s = min(1.0, math.sqrt(max(self.warmup, 1) / (step + 1)))
+        return rising * (self.floor + (1 - self.floor) * s)
+
+
+def _under(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
