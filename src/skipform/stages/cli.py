@@ -20,6 +20,7 @@ STAGES = {
     "fit": "train what an experiment file describes",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
+    "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
     "list": "list the networks, data sets and experiments there are",

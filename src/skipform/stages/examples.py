@@ -1,0 +1,66 @@
+"""`skipform examples`: what trained nets say of a few held-out inputs, kept as plain data for the notebooks to show."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from skipform import data, tasks
+from skipform.errors import SkipformError
+from skipform.nets import attention, fpn
+from skipform.stages.files import whole
+from skipform.stages.run import load
+
+
+def main(folder: str, *, out: str, count: int = 4) -> None:
+    """Show `count` test inputs to every variant that FOLDER holds (what `skipform fit` left; of its seeds the first).
+
+    OUT is a safetensors file: "VARIANT/NAME" -> what the task's `examples` calls NAME (inputs, targets, predictions; a
+    text stands in the file's metadata, a JSON list of one text an example), and of nets that attend "attention.K", the
+    weights (heads, t, s) that the first example's K-th attention paid, of nets with a feature pyramid "pyramid.p2" and
+    so on, its maps of the first example.
+
+    Args:
+        folder: Where `skipform fit` left the runs, for example runs/survey/unet.
+        out: The file to write.
+        count: How many examples.
+    """
+    if count < 1:
+        raise SkipformError(f"--count {count}; accepted: 1 or more")
+    variants = sorted(path for path in Path(folder).glob("*") if path.is_dir())
+    if not variants:
+        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` leaves them")
+    torch.set_num_threads(1)  # sums must not depend on the number of cores
+    tensors: dict[str, Tensor] = {}
+    texts: dict[str, str] = {}
+    for variant in variants:
+        run = min(variant.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
+        for name, found in shown(run, count).items():
+            if isinstance(found, list):
+                texts[f"{variant.name}/{name}"] = json.dumps(found, ensure_ascii=False)
+            else:
+                tensors[f"{variant.name}/{name}"] = found.contiguous()
+    with whole(Path(out)) as beside:
+        save_file(tensors, beside, texts)
+
+
+@torch.no_grad()
+def shown(run: Path, count: int) -> dict[str, Any]:
+    """The examples of one run by name; see `main`."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    module = data.build(0, **config["data"])
+    module.prepare_data()
+    module.setup()
+    batch = tuple(part[:count] for part in next(iter(module.val_dataloader()[-1])))
+    task = tasks.build(load(run), config["task"], config["optimizer"]).eval()
+    found: dict[str, Any] = task.examples(*batch)
+    with attention.Weights() as paid:
+        task.step(*(part[:1] for part in batch))
+    found |= {f"attention.{k}": weights[0] for k, weights in enumerate(paid.maps)}
+    for pyramid in (part for part in task.net.modules() if isinstance(part, fpn.FPN)):
+        found |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(found["inputs"][:1]).items()}
+    return found
