@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[1]
 # The pipeline has the notebooks write beside the finished folder and moves all of it over at the end.
@@ -79,6 +80,15 @@ def metrics() -> pd.DataFrame:
     )
 
 
+def scores() -> pd.DataFrame:
+    """One row a run: net, variant, seed, its task's score and the unit, and its value on the test set."""
+    rows = metrics()
+    chosen = [(*row["shown"], row[f"test_{row['shown'][0]}"]) for _, row in rows.iterrows()]
+    return rows[["net", "variant", "seed"]].assign(
+        **dict(zip(("score", "unit", "value"), zip(*chosen, strict=True), strict=True))
+    )
+
+
 def histories() -> pd.DataFrame:
     """One row a run and epoch: net, variant, seed and the columns of its history.csv."""
     tables = [
@@ -86,6 +96,21 @@ def histories() -> pd.DataFrame:
         for run in runs().itertuples()
     ]
     return pd.concat(tables, ignore_index=True)
+
+
+def examples(net: str) -> dict[str, dict[str, Any]]:
+    """What `skipform examples` kept of a net: variant -> name -> array, or list of texts; none if there is no file."""
+    path = ROOT / "measures" / "examples" / f"{net}.safetensors"
+    found: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        with safe_open(path, "numpy") as file:
+            kept = {name: file.get_tensor(name) for name in file.keys()} | {  # noqa: SIM118 (it is no mapping)
+                name: json.loads(text) for name, text in (file.metadata() or {}).items()
+            }
+        for key in sorted(kept):
+            variant, _, name = key.partition("/")
+            found.setdefault(variant, {})[name] = kept[key]
+    return found
 
 
 def measures() -> pd.DataFrame:
@@ -103,6 +128,13 @@ def claim(name: str) -> pd.DataFrame:
     """One row a network and moment, and one an exact copy of it (`copy`: its skip, empty for the network itself)."""
     found = json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())
     return pd.DataFrame(found["rows"]).fillna({"copy": ""})
+
+
+# How a score is written in a table and beside an axis.
+SCORES = {
+    "error": "error", "mean_iou": "mean IoU", "ap50": "AP50", "loss": "loss", "accuracy": "accuracy",
+    "exact_match": "exact match", "bleu": "BLEU",
+}  # fmt: skip
 
 
 def spread(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 #
 # Every architecture as a sentence of the same grammar: how branch and shortcut meet, how many activations one skip
 # bypasses, how many levels of skips are nested. Beside it what its authors published, and what the same file of this
-# package gives at the scale of this run. The two errors are not to be compared: data, size and schedule differ. They
+# package gives at the scale of this run. The two results are not to be compared: data, size and schedule differ. They
 # are there so that nobody has to guess how far apart they are.
 #
 # Published numbers come from `published.yaml`. The words of the grammar and the exact parameter count of the
@@ -17,7 +17,7 @@ import pandas as pd
 from skipform import nets
 
 claims = pd.DataFrame(nets.survey())
-last = frame.metrics()
+last = frame.metrics().merge(frame.scores())
 published = frame.published()
 
 # %% [markdown]
@@ -30,16 +30,18 @@ DASH = "–"
 
 
 def ours(net: str, variant: str | None) -> dict[str, str]:
-    """Parameters and error of one variant of an experiment, by default its first."""
+    """Parameters and score of one variant of an experiment, by default its first."""
     rows = last[last["net"] == net]
     if rows.empty:
-        return {"trained": DASH, "parameters": DASH, "error": DASH}
+        return {"trained": DASH, "parameters": DASH, "score": DASH, "unit": DASH}
     rows = rows[rows["variant"] == (variant or rows["variant"].iloc[0])]
-    error = rows["test_error"]
+    digits = 2 if rows["unit"].iloc[0] == "nats" else 1
+    middle, low, high = (f"{value:.{digits}f}" for value in (f(rows["value"]) for f in (pd.Series.median, min, max)))
     return {
         "trained": rows["variant"].iloc[0],
         "parameters": f"{rows['parameters'].iloc[0]:,}".replace(",", "\u2009"),
-        "error": f"{error.median():.1f} ({error.min():.1f}–{error.max():.1f})",
+        "score": f"{middle} ({low}–{high})",
+        "unit": f"{rows['unit'].iloc[0]} {frame.SCORES[rows['score'].iloc[0]]}",
     }
 
 

@@ -39,7 +39,9 @@ def frame(analysis, tmp_path, monkeypatch):
             run = tmp_path / "runs/survey/mlp" / variant / f"seed{seed}"
             run.mkdir(parents=True)
             (run / "config.yaml").write_text(yaml.safe_dump({"net": {"net": "mlp"}}))
-            (run / "metrics.json").write_text(json.dumps({"variant": variant, "seed": seed, "test_error": error}))
+            (run / "metrics.json").write_text(
+                json.dumps({"variant": variant, "seed": seed, "test_error": error, "shown": ["error", "%"]})
+            )
             pd.DataFrame({"epoch": [1, 2], "test_error": [50.0, error]}).to_csv(run / "history.csv", index=False)
     (tmp_path / "runs/survey/mlp/summary.json").write_text(json.dumps(dict.fromkeys(errors)))
     monkeypatch.setattr(frame, "ROOT", tmp_path)
@@ -111,6 +113,7 @@ def test_notebooks_are_the_percent_files_and_begin_with_a_title():
         "expressiveness",
         "grammar",
         "schematics",
+        "seen",
         "statements",
         "survey",
         "training",

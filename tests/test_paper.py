@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from skipform.stages import notebooks, paper
 from skipform.stages.notebooks import join_numbers
@@ -29,6 +30,7 @@ NETS = {
         "single-add": {"skip": "add", "blocks": 2, "activations": 1},
     },
 }
+BEYOND = {"unet": ("mean_iou", "%"), "gpt": ("loss", "nats")}  # not measured, of other scores
 WIDE = {"line_regions": 9, "line_pieces": 8, "feature_rank": 7, "functional_dimension": 6}
 CLAIMS = {  # claim -> variant, skip of the copy -> affine pieces of three seeds
     "pooling": {
@@ -62,7 +64,7 @@ def leave_results(root, epochs):
                 (run / "config.yaml").write_text(yaml.safe_dump(config))
                 history = pd.DataFrame({"epoch": np.arange(epochs) + 1, "test_error": errors})
                 history.to_csv(run / "history.csv", index=False)
-                last = {"epochs": epochs, "parameters": 1234, "test_error": errors[-1], "train_error": errors[-1]}
+                last = {"epochs": epochs, "parameters": 1234, "test_error": errors[-1], "shown": ["error", "%"]}
                 (run / "metrics.json").write_text(json.dumps({"variant": variant, "seed": seed, **last}))
                 most = {"feature_dim": 8, "functional_dimension_most": 6, "output_dim": 10, "jacobian_rank": 9}
                 counts = WIDE | most | {"rank_gap": None, "feature_rank_gap": 1e9}
@@ -72,6 +74,21 @@ def leave_results(root, epochs):
         measured = root / "measures/survey" / f"{net}.json"
         measured.parent.mkdir(parents=True, exist_ok=True)
         measured.write_text(json.dumps({"net": net, "batch": 4, "rows": rows}))
+    for net, shown in BEYOND.items():
+        run = root / "runs/survey" / net / "skips" / "seed0"
+        run.mkdir(parents=True)
+        config = {"scale": "smoke", "net": {"net": net}, "data": {"name": "scenes"}}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        scores = {f"test_{shown[0]}": np.arange(epochs) + 1.0}
+        pd.DataFrame({"epoch": np.arange(epochs) + 1} | scores).to_csv(run / "history.csv", index=False)
+        last = {key: value[-1] for key, value in scores.items()} | {
+            "epochs": epochs,
+            "parameters": 1234,
+            "shown": shown,
+        }
+        (run / "metrics.json").write_text(json.dumps({"variant": "skips", "seed": 0, **last}))
+        (run.parents[1] / "summary.json").write_text(json.dumps({"skips": None}))
+    leave_examples(root / "measures/examples")
     (root / "measures/claims").mkdir(parents=True)
     for claim, pieces in CLAIMS.items():
         most = {"input_dim": 4, "output_dim": 4, "feature_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
@@ -99,6 +116,27 @@ def leave_results(root, epochs):
     models = [about | counts | {"net": "resnet", "variant": name} for name in ("ResNet-20", "ResNet-110")]
     models += [about | {"net": "vit", "variant": "ViT-Ti", "reason": "layer_norm at norm (LayerNorm): no"}]
     (root / "measures/grammar.json").write_text(json.dumps(models))
+
+
+def leave_examples(folder):
+    """One example of everything that a page shows, in files of other nets than the trained ones."""
+    folder.mkdir()
+    draw, image = np.random.default_rng(0), np.zeros((3, 1, 8, 8), np.float32)
+    masks = draw.integers(0, 3, (3, 8, 8))
+    boxes = np.tile(np.array([[[1, 1, 5, 6], [0, 0, 0, 0]]], np.float32), (3, 1, 1))
+    objects = {"boxes": boxes, "labels": np.tile(np.array([[3, -1]]), (3, 1))}
+    found = objects | {"scores": np.tile(np.array([[0.9, 0.0]], np.float32), (3, 1))}
+    maps = {f"attention.{k}": np.full((2, 4, 4), 0.25, np.float32) for k in range(2)}
+    kept = {
+        "unet": {"images": image, "masks": masks, "predicted": masks[::-1].copy()},
+        "fpn": {"images": image, **objects, **{f"predicted_{key}": value for key, value in found.items()}}
+        | {"pyramid.p2": image[0], "pyramid.p3": image[0, :, ::2, ::2].copy()},
+        "gpt": maps,
+    }
+    texts = {"gpt": {"skips/continuation": json.dumps(["to be, or"] * 3)}}
+    for net, arrays in kept.items():
+        named = {f"skips/{name}": array for name, array in arrays.items()}
+        save_file(named, folder / f"{net}.safetensors", texts.get(net))
 
 
 def run_notebooks(root):
@@ -179,6 +217,8 @@ def test_every_generated_file_the_paper_reads_is_made_and_every_figure_is_shown(
     read = set(re.findall(r'"generated/([a-z_]+\.(?:csv|json|pdf))"', source))
     read |= {f"fig_{name}.pdf" for name in re.findall(r'schematic\("([a-z_]+)"', source)}
     there = {p.name for p in (made / "paper/generated").iterdir()}
+    # Figures that a run may lack: a notebook names those it made, the source says what they show.
+    read |= {f"{name}.pdf" for name in re.findall(r"^  (fig_[a-z]+): \[", source, flags=re.MULTILINE)}
     # A figure of several parts: the source writes the name and lets the notebook say how many there are.
     parted = re.findall(r'"generated/([a-z_]+_)" \+ str\(k\)', source)
     assert parted

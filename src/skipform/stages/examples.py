@@ -58,9 +58,11 @@ def shown(run: Path, count: int) -> dict[str, Any]:
     batch = tuple(part[:count] for part in next(iter(module.val_dataloader()[-1])))
     task = tasks.build(load(run), config["task"], config["optimizer"]).eval()
     found: dict[str, Any] = task.examples(*batch)
+    if hasattr(module, "text"):  # data of texts says what tokens (n, t) read
+        found = {name: module.text(x) if isinstance(x, Tensor) and x.ndim == 2 else x for name, x in found.items()}
     with attention.Weights() as paid:
         task.step(*(part[:1] for part in batch))
     found |= {f"attention.{k}": weights[0] for k, weights in enumerate(paid.maps)}
     for pyramid in (part for part in task.net.modules() if isinstance(part, fpn.FPN)):
-        found |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(found["inputs"][:1]).items()}
+        found |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(batch[0][:1]).items()}
     return found

@@ -45,7 +45,17 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 # The packages whose version may change a number.
-PACKAGES = ("skipform", "torch", "torchvision", "lightning", "torchmetrics", "numpy", "scikit-learn", "babel", "safetensors")
+PACKAGES = (
+    "skipform",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "numpy",
+    "scikit-learn",
+    "babel",
+    "safetensors",
+)
 
 
 def versions() -> dict[str, str]:

@@ -33,8 +33,10 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
                 "epochs": found["epochs"],
                 "seeds": " ".join(map(str, found["seeds"])),
             }
-            for key in ("train_error", "test_error"):
-                row |= {f"{key}_{end}": f"{found[key][end]:.2f}" for end in ("middle", "low", "high")}
+            row["score"], row["unit"] = found["shown"]
+            for split in ("train", "test"):  # a score that needs the evaluation mode is not taken in training
+                score = found.get(f"{split}_{row['score']}", {})
+                row |= {f"{split}_{end}": f"{score[end]:.2f}" if score else "" for end in ("middle", "low", "high")}
             row["seconds_per_seed"] = f"{sorted(m['training_seconds'] for m in made)[len(made) // 2]:.1f}"
             hardware = made[0]["hardware"]
             row["hardware"] = ", ".join(f"{key} {value}" for key, value in hardware.items() if value)

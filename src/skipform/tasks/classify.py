@@ -24,4 +24,4 @@ class Classify(Task):
         return {"loss": functional.cross_entropy(scores, labels), "size": len(labels), "error": wrong}
 
     def examples(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor | list[str]]:
-        return {"inputs": inputs, "labels": labels, "predicted": self.net(inputs).argmax(1)}
+        return {"images": inputs, "labels": labels, "predicted": self.net(inputs).argmax(1)}

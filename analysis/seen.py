@@ -1,0 +1,187 @@
+# %% [markdown]
+# # What they see and write
+#
+# The first test inputs and what trained nets make of them: masks, boxes, feature pyramids, attention, texts. Nothing is
+# chosen: they are the first of the test set, the first seed, the last epoch.
+
+# %%
+import frame
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import style
+from matplotlib.patches import Rectangle
+
+style.use()
+names = frame.names()
+found = {net: frame.examples(net) for net in names}
+SHOWN = 3  # images of a row
+figures = []
+
+
+def picture(axes: plt.Axes, image: np.ndarray, title: str = "") -> None:
+    """One image (c, h, w) in grey, without axes."""
+    axes.imshow(image.mean(0), cmap="gray_r", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8)
+
+
+def grid_of(rows: int, columns: int, head: float) -> tuple[plt.Figure, np.ndarray]:
+    """Square panels as wide as the text block, with `head` inches above them."""
+    side = style.WIDTH / columns
+    return plt.subplots(rows, columns, squeeze=False, figsize=(style.WIDTH, side * rows + head))
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    style.save(figure, name)
+    figures.append(name)
+
+
+# %% [markdown]
+# ## Masks
+#
+# The class of every pixel, written on it as well: the true mask, then what each variant predicts.
+
+
+# %%
+def mask(axes: plt.Axes, classes: np.ndarray, count: int, title: str = "") -> None:
+    """A mask (h, w) of classes 0 (background) .. count - 1, each class with its number at the middle of its pixels."""
+    axes.imshow(np.where(classes > 0, classes, np.nan), cmap="viridis", vmin=0, vmax=count, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=8)
+    for each in np.unique(classes[classes > 0]):
+        rows, columns = np.nonzero(classes == each)
+        if len(rows) >= 0.004 * classes.size:  # specks stay without a number
+            back = {"boxstyle": "round,pad=0.1", "facecolor": style.INK, "linewidth": 0}
+            at = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "bbox": back}
+            axes.text(columns.mean(), rows.mean(), str(each - 1), **at)
+
+
+segmented = [net for net in names if any("masks" in each for each in found[net].values())]
+if segmented:
+    columns = [("image", "", ""), ("truth", "", "")]
+    columns += [(names[net], net, variant) for net in segmented for variant in found[net]]
+    first = next(iter(found[segmented[0]].values()))
+    figure, grid = grid_of(SHOWN, len(columns), 0.35)
+    count = 1 + int(max(each["masks"].max() for net in segmented for each in found[net].values()))
+    for k, row in enumerate(grid):
+        for axes, (title, net, variant) in zip(row, columns, strict=True):
+            heading = f"{title}\n{variant}" if k == 0 else ""
+            if title == "image":
+                picture(axes, first["images"][k], heading)
+            else:
+                classes = found[net][variant]["predicted"][k] if net else first["masks"][k]
+                mask(axes, classes, count, heading)
+    save(figure, "fig_masks")
+
+# %% [markdown]
+# ## Boxes
+#
+# Dashed: the true boxes. Solid: what a detector is surer of than one half, with the class and how sure it is.
+
+# %%
+SURE = 0.5
+detected = [net for net in names if any("predicted_boxes" in each for each in found[net].values())]
+
+
+def box(axes: plt.Axes, corners: np.ndarray, **look: object) -> None:
+    x0, y0, x1, y1 = corners - 0.5  # pixel centres have whole coordinates
+    axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **look))
+
+
+if detected:
+    columns = [(net, variant) for net in detected for variant in found[net]]
+    figure, grid = grid_of(SHOWN, len(columns), 0.35)
+    for k, row in enumerate(grid):
+        for axes, (net, variant) in zip(row, columns, strict=True):
+            seen = found[net][variant]
+            picture(axes, seen["images"][k], f"{names[net]}\n{variant}" if k == 0 else "")
+            for corners, label in zip(seen["boxes"][k], seen["labels"][k], strict=True):
+                if label >= 0:
+                    box(axes, corners, edgecolor=style.INK, linewidth=0.8, linestyle=(0, (3, 2)))
+            predicted = (seen[f"predicted_{key}"][k] for key in ("boxes", "labels", "scores"))
+            for corners, label, sure in zip(*predicted, strict=True):
+                if label >= 0 and sure > SURE:
+                    box(axes, corners, edgecolor="#c2481b", linewidth=1.2)
+                    said = f"{label} {100 * sure:.0f} %"
+                    axes.text(corners[0], corners[1], said, fontsize=5.5, va="bottom", color="#c2481b")
+    save(figure, "fig_boxes")
+
+# %% [markdown]
+# ## Feature pyramids
+#
+# Of the first image: the root mean square over the channels of every map, fine to coarse.
+
+# %%
+pyramids = [
+    (net, variant) for net in names for variant, each in found[net].items() if any("pyramid." in key for key in each)
+]
+if pyramids:
+    levels = sorted(key for key in found[pyramids[0][0]][pyramids[0][1]] if key.startswith("pyramid."))
+    figure, grid = grid_of(len(pyramids), 1 + len(levels), 0.25)
+    for row, (net, variant) in zip(grid, pyramids, strict=True):
+        seen = found[net][variant]
+        picture(row[0], seen["images"][0], variant)
+        for axes, level in zip(row[1:], levels, strict=True):
+            axes.imshow(np.sqrt((seen[level] ** 2).mean(0)), cmap="gray_r", interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(level.removeprefix("pyramid.") if row[0] is grid[0][0] else "", fontsize=8)
+    save(figure, "fig_pyramids")
+
+# %% [markdown]
+# ## Attention
+#
+# Of the first example: how much a token (row) looks at each token (column), the mean over the heads of each layer, in
+# the first variant of each net.
+
+# %%
+LAYERS = 4  # of a row
+attending = [net for net in names if any(key.startswith("attention.") for each in found[net].values() for key in each)]
+
+
+def attention(net: str) -> list[np.ndarray]:
+    """The maps (t, s) of the first variant in the order of the net."""
+    seen = found[net][runs_first[net]]
+    keys = sorted((key for key in seen if key.startswith("attention.")), key=lambda key: int(key.partition(".")[2]))
+    return [seen[key].mean(0) for key in keys]
+
+
+runs = frame.runs()
+runs_first = {net: group["variant"].iloc[0] for net, group in runs.groupby("net", sort=False)}
+if attending:
+    figure, grid = plt.subplots(len(attending), LAYERS, squeeze=False, figsize=(style.WIDTH, 1.55 * len(attending)))
+    for row, net in zip(grid, attending, strict=True):
+        maps = attention(net)
+        chosen = np.unique(np.linspace(0, len(maps) - 1, min(LAYERS, len(maps))).round().astype(int))
+        for axes in row[len(chosen) :]:
+            axes.remove()
+        for axes, layer in zip(row, chosen, strict=False):
+            axes.imshow(maps[layer], cmap="gray_r", aspect="auto", interpolation="nearest", vmin=0)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"{layer + 1} of {len(maps)}", fontsize=8)
+        row[0].set_ylabel(names[net], fontsize=8)
+    save(figure, "fig_attention")
+
+# %% [markdown]
+# ## Texts
+#
+# What the nets of words write: continuations, filled gaps, translations, each variant's own.
+
+# %%
+written = pd.DataFrame(
+    [
+        {"net": names[net], "variant": variant, "example": k + 1, "what": key, "text": text}
+        for net in names
+        for variant, each in found[net].items()
+        for key, texts in each.items()
+        if isinstance(texts, list)
+        for k, text in enumerate(texts[:SHOWN])
+    ]
+)
+if len(written):
+    frame.write_table(written, "table_texts")
+with pd.option_context("display.max_colwidth", None):
+    print(written.to_string(index=False) if len(written) else "no texts")
+
+# %%
+frame.write_numbers({"figures": figures}, "seen")
