@@ -8,6 +8,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from skipform import data, tasks
 from skipform.errors import SkipformError
@@ -16,25 +17,32 @@ from skipform.stages.files import whole
 from skipform.stages.run import load
 
 
-def main(folder: str, *, out: str, count: int = 4) -> None:
-    """Show `count` test inputs to every variant that FOLDER holds (what `skipform fit` left; of its seeds the first).
+def main(runs: str, *, out: str, count: int = 4) -> None:
+    """Show `count` test inputs to every variant of every net in RUNS (of its seeds the first).
 
-    OUT is a safetensors file: "VARIANT/NAME" -> what the task's `examples` calls NAME (inputs, targets, predictions; a
+    OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME (inputs, targets, predictions; a
     text stands in the file's metadata, a JSON list of one text an example), and of nets that attend "attention.K", the
     weights (heads, t, s) that the first example's K-th attention paid, of nets with a feature pyramid "pyramid.p2" and
     so on, its maps of the first example.
 
     Args:
-        folder: Where `skipform fit` left the runs, for example runs/survey/unet.
-        out: The file to write.
+        runs: The folder of the experiments that `skipform fit` left, for example runs/survey.
+        out: The folder to write into.
         count: How many examples.
     """
     if count < 1:
         raise SkipformError(f"--count {count}; accepted: 1 or more")
-    variants = sorted(path for path in Path(folder).glob("*") if path.is_dir())
-    if not variants:
-        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` leaves them")
+    nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
+    if not nets:
+        raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` leaves them")
     torch.set_num_threads(1)  # sums must not depend on the number of cores
+    for net in tqdm(nets, desc="examples", unit="net", leave=False, disable=None):
+        write(net, Path(out, f"{net.name}.safetensors"), count)
+
+
+def write(folder: Path, out: Path, count: int) -> None:
+    """One net's file; see `main`."""
+    variants = sorted(path for path in folder.glob("*") if path.is_dir())
     tensors: dict[str, Tensor] = {}
     texts: dict[str, str] = {}
     for variant in variants:
@@ -44,7 +52,7 @@ def main(folder: str, *, out: str, count: int = 4) -> None:
                 texts[f"{variant.name}/{name}"] = json.dumps(found, ensure_ascii=False)
             else:
                 tensors[f"{variant.name}/{name}"] = found.contiguous()
-    with whole(Path(out)) as beside:
+    with whole(out) as beside:
         save_file(tensors, beside, texts)
 
 
