@@ -13,7 +13,7 @@ from skipform import measure
 from skipform.nets.activation_blocks import ConcatenationSkip
 from skipform.stages import grid
 from skipform.stages.files import write_json
-from skipform.stages.measure import finite, over_runs, test_images
+from skipform.stages.measure import finite, over_runs, ranks, test_images
 from skipform.stages.run import build, load
 from skipform.theory.blocks import BlockNet, to_addition, to_concatenation
 
@@ -85,18 +85,12 @@ def counted(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, An
     x, y, z = images[:3]
     side = (-margin, 1 + margin)
     regions = measure.plane(net, x, y - x, z - x, (*side, *side))
-    scores, features = measure.jacobian_rank(net, x), measure.jacobian_rank(before_classifier(net), x)
     return {
         "parameters": sum(p.numel() for p in net.parameters()),
         "regions": regions.count,
         "pieces": regions.pieces,
-        "jacobian_rank": scores.rank,
-        "rank_gap": finite(scores.gap),
-        "output_dim": scores.shape[0],
-        "feature_rank": features.rank,
-        "feature_rank_gap": finite(features.gap),
-        "feature_dim": features.shape[0],
-        "input_dim": features.shape[1],
+        **ranks(net, before_classifier(net), x),
+        "input_dim": x.numel(),
     }
 
 

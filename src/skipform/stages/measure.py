@@ -159,21 +159,28 @@ def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str
     for k in range(slices):
         start, end = images[2 * k], images[2 * k + 1]
         regions = line_of(program, torch.stack([start, end]).flatten(1)) if program else None
-        scores, hidden = jacobian_rank(net, start), jacobian_rank(features, start)
         rows.append(
             {
                 "slice": k,
                 "line_regions": regions.count if regions else None,
                 "line_pieces": regions.pieces if regions else None,
-                "jacobian_rank": scores.rank,
-                "rank_gap": finite(scores.gap),
-                "output_dim": scores.shape[0],
-                "feature_rank": hidden.rank,
-                "feature_rank_gap": finite(hidden.gap),
-                "feature_dim": hidden.shape[0],
+                **ranks(net, features, start),
             }
         )
     return rows
+
+
+def ranks(net: nn.Module, features: nn.Module, x: torch.Tensor) -> dict[str, Any]:
+    """The ranks of two Jacobians at x: of the scores and of the features that the last layers make them of."""
+    scores, hidden = jacobian_rank(net, x), jacobian_rank(features, x)
+    return {
+        "jacobian_rank": scores.rank,
+        "rank_gap": finite(scores.gap),
+        "output_dim": scores.shape[0],
+        "feature_rank": hidden.rank,
+        "feature_rank_gap": finite(hidden.gap),
+        "feature_dim": hidden.shape[0],
+    }
 
 
 def finite(gap: float) -> float | None:
