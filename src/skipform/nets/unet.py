@@ -79,6 +79,10 @@ class UNet(nn.Module):
             accepted = f"{', '.join(map(str, fits))}, ... (steps of {self.step}; nearest {nearest})"
             raise SkipformError(f"net 'unet': images of {found} are not accepted without padding; it takes {accepted}")
 
+    def room(self, size: int) -> int:
+        """The least side of an image that fits and of which at least `size` pixels are scored."""
+        return self.least + max(0, -(-(size + 2 * self.margin - self.least) // self.step)) * self.step
+
     def forward(self, x: Tensor) -> Tensor:
         skipped = []
         for level in self.down[:-1]:

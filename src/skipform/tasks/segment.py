@@ -1,0 +1,181 @@
+"""One class per pixel.
+
+Letters: n batch, c channels, H W height and width of an image, h w of the scores, K classes.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy, MulticlassJaccardIndex
+
+from skipform.errors import SkipformError
+from skipform.tasks.optimizer import Optimizer
+from skipform.tasks.task import Task
+
+THRESHOLDS = torch.arange(10) / 10  # of ISBI 2012's scores
+
+
+class Segment(Task):
+    """Cross-entropy per pixel; the error is the share of pixels whose largest score is another class.
+
+    net: images (n, c, H, W) -> scores (n, K, h, w). A batch is (images, masks (n, H, W)). Scores of another size than
+    the image are compared with it centre on centre.
+
+    Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of what prediction and
+    mask share, over what they cover (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two
+    classes also pixel_error and rand_error as ISBI 2012 defined them, of class 1 (the cells).
+
+    Args:
+        num_classes: K.
+        ignore_index: pixels of this class count nowhere.
+        class_weights: of each class's pixels in the loss, one number a class; none: all alike.
+        mirror: images are continued by their mirror image, so far that the net scores all of their pixels: U-Net's
+            overlap-tile strategy. For nets that say how large the image must be (`room`).
+    """
+
+    TARGETS = "masks"
+    SHOWN = ("mean_iou", "%")
+    HIGHER = True
+    weights: Tensor | None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        *,
+        num_classes: int,
+        ignore_index: int | None = None,
+        class_weights: tuple[float, ...] | None = None,
+        mirror: bool = False,
+    ) -> None:
+        super().__init__(net, optimizer)
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise SkipformError(f"task.class_weights: {class_weights}; accepted: {num_classes} numbers, one a class")
+        if mirror and not hasattr(net, "room"):
+            raise SkipformError(
+                f"task.mirror: true, but {type(net).__name__} does not say how large an image must be;"
+                " accepted for such a net: false"
+            )
+        self.num_classes, self.ignore_index, self.mirror = num_classes, ignore_index, mirror
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def step(self, images: Tensor, masks: Tensor) -> dict[str, Any]:
+        return self._scored(*self._compared(images, masks))
+
+    def evaluate(self, split: str, *batch: Tensor) -> dict[str, Any]:
+        scores, masks = self._compared(*batch)
+        self.metric(split).update(scores.float(), masks)
+        return self._scored(scores, masks)
+
+    def metrics(self) -> MetricCollection:
+        said: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
+        found: dict[str, Metric | MetricCollection] = {
+            "mean_iou": MulticlassJaccardIndex(**said, validate_args=False),
+            "accuracy": MulticlassAccuracy(**said, average="micro", validate_args=False),
+        }
+        if self.num_classes == 2:
+            found |= {"pixel_error": PixelError(), "rand_error": RandError()}
+        return MetricCollection(found)
+
+    def examples(self, images: Tensor, masks: Tensor) -> dict[str, Tensor | list[str]]:
+        scores, masks = self._compared(images, masks)
+        return {"images": images, "masks": masks, "predicted": scores.argmax(1)}
+
+    def _compared(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (n, K, h, w) and the pixels (n, h, w) that they are of."""
+        if self.mirror:
+            images = mirrored(images, *(self.net.room(size) for size in images.shape[-2:]))  # type: ignore[operator]
+        scores = self.net(images)
+        h, w = (min(*sizes) for sizes in zip(scores.shape[-2:], masks.shape[-2:], strict=True))
+        return centre(scores, h, w), centre(masks, h, w)
+
+    def _scored(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
+        """Loss and error of scores (n, K, h, w)."""
+        rows, classes = scores.movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
+        # as rows, for in two dimensions CUDA has no deterministic kernel
+        ignored = -100 if self.ignore_index is None else self.ignore_index
+        loss = functional.cross_entropy(rows, classes, self.weights, ignore_index=ignored)
+        wrong = rows.detach().argmax(1) != classes
+        if self.ignore_index is None:
+            return {"loss": loss, "size": len(classes), "error": wrong.sum()}
+        counted = classes != self.ignore_index
+        return {"loss": loss, "size": counted.sum(), "error": (wrong & counted).sum()}
+
+
+def centre(x: Tensor, h: int, w: int) -> Tensor:
+    top, left = (x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2
+    return x[..., top : top + h, left : left + w]
+
+
+def mirrored(x: Tensor, h: int, w: int) -> Tensor:
+    """(..., H, W) -> (..., h, w): x in the middle, continued by its mirror image as often as it takes."""
+    for axis, size in ((-2, h), (-1, w)):
+        length = x.shape[axis]
+        at = torch.arange(size, device=x.device) - (size - length) // 2
+        period = max(2 * length - 2, 1)  # the border pixel is not repeated
+        at = at.remainder(period)
+        x = x.index_select(axis, torch.minimum(at, period - at))
+    return x
+
+
+class PixelError(BinaryPrecisionRecallCurve):
+    """1 - max_t F(t), F the harmonic mean of precision and recall of the pixels whose probability is at least t."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__(THRESHOLDS, validate_args=False)
+
+    def update(self, scores: Tensor, masks: Tensor) -> None:
+        """scores (n, 2, h, w), masks (n, h, w)."""
+        super().update(scores.softmax(1)[:, 1], masks)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        precision, recall, _ = super().compute()
+        return 1 - (2 * precision * recall / (precision + recall)).nan_to_num().max()
+
+
+class RandError(Metric):
+    """1 - max_t (mean over images of `rand_score` of the pixels whose probability is above t)."""
+
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(len(THRESHOLDS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, masks: Tensor) -> None:
+        """scores (n, 2, h, w), masks (n, h, w)."""
+        probabilities, truths = scores.softmax(1)[:, 1].cpu().numpy(), masks.cpu().numpy() == 1
+        for probability, truth in zip(probabilities, truths, strict=True):
+            found = [rand_score(truth, probability > threshold) for threshold in THRESHOLDS.tolist()]
+            self.total += torch.tensor(found, dtype=torch.float64, device=self.total.device)
+        self.images += len(truths)
+
+    def compute(self) -> Tensor:
+        return 1 - (self.total / self.images).max()
+
+
+def rand_score(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """The foreground-restricted Rand score of two pictures of cells, bool (h, w), each cell a region of 4-neighbours.
+
+    Of ordered pairs of pixels within the true cells: with S those in one cell of both, T in one true cell, P in one
+    predicted cell, the harmonic mean 2 S / (T + P) of S / P and S / T. A pixel predicted to be no cell is a cell of its
+    own. 1 where there are no true cells. (Arganda-Carreras et al. 2015, Section 3.2, whose normalisation this is.)
+    """
+    ours, theirs = (ndimage.label(picture)[0][truth] for picture in (predicted, truth))
+    lone = ours == 0
+    together = theirs[~lone].astype(np.int64) * (ours.max(initial=0) + 1) + ours[~lone]
+    squares = [float((np.bincount(all).astype(float) ** 2).sum()) for all in (theirs, ours[~lone])]
+    shared = float((np.unique(together, return_counts=True)[1].astype(float) ** 2).sum()) + lone.sum()
+    return 2 * shared / (sum(squares) + lone.sum()) if truth.any() else 1.0
