@@ -1,13 +1,16 @@
 """Training: the task against a bare loop, and a killed run against one that was not."""
 
 import csv
+import io
 import json
+import multiprocessing
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -45,7 +48,8 @@ def written(folder: Path, **over) -> list[str]:
     (folder / "scale").mkdir(exist_ok=True)
     (folder / "scale" / "embedded.yaml").write_text("")
     (folder / "survey" / "some.yaml").write_text(yaml.safe_dump(EXPERIMENT | over))
-    return ["--config", str(folder / "survey" / "some.yaml"), "--scale", "embedded", "--out", str(folder / "out")]
+    config, out = str(folder / "survey" / "some.yaml"), str(folder / "out")
+    return ["--config", config, "--scale", "embedded", "--out", out, "--workers", "1"]
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -219,6 +223,62 @@ def counting_epochs(patch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
+def test_runs_in_processes_side_by_side_leave_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
+    bar = tqdm(total=18, file=io.StringIO())  # 2 seeds of 3 epochs of 3 steps
+    monkeypatch.setattr(fit, "_bar", lambda *_: bar)
+    fit.main([*written(tmp_path), "--seeds", "0", "1", "--workers", "2"])
+    assert contents(tmp_path / "out") == contents(unkilled)
+    assert bar.n == bar.total == 18
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_workers_end_with_the_process_that_started_them_and_go_on_with_the_next(end, tmp_path):
+    longer = [*written(tmp_path, trainer={"max_epochs": 9, "accelerator": "cpu"}), "--seeds", "0", "1", "--workers"]
+    process = multiprocessing.get_context("fork").Process(target=fit.main, args=([*longer, "2"],))
+    process.start()
+    begun = [tmp_path / "out.partial" / "dense" / f"seed{seed}" / "last.ckpt" for seed in (0, 1)]
+    while not all(path.exists() for path in begun):
+        assert process.is_alive()
+        time.sleep(0.005)
+    os.kill(process.pid, end)
+    process.join()
+    with alone_at_last(tmp_path / "out.partial"):
+        epochs_done = [len(torch.load(path)["callbacks"]["Journal"]["rows"]) for path in begun]
+    assert not (tmp_path / "out").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        again = counting_epochs(patch)
+        fit.main([*longer, "1"])
+    assert again == [epoch for done in epochs_done for epoch in range(done, 9)]
+    resumed = contents(tmp_path / "out")
+    fit.main([*longer, "2"])
+    assert contents(tmp_path / "out") == resumed
+
+
+@contextmanager
+def alone_at_last(work: Path):
+    """The work folder held as soon as nobody else does: workers hold it with the process that started them."""
+    for _ in range(1000):
+        try:
+            with fit._alone(work):
+                yield
+            return
+        except SkipformError:
+            time.sleep(0.01)
+    raise TimeoutError(work)
+
+
+def test_what_a_worker_complains_of_is_the_same_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "loud")
+    two = [*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"]
+    with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
+        fit.main(two)
+    monkeypatch.setattr(run.Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(SkipformError, match=r"^a worker was killed"):
+        fit.main([*two, "--wandb", "disabled"])
+    with pytest.raises(SkipformError, match=r"^--workers: 0; accepted: 1 or more"):
+        fit.main([*two, "--workers", "0"])
+
+
 class Killed(BaseException):
     pass
 
@@ -334,8 +394,8 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setattr(sys, "stdin", None)
-    fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0"])
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"])
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
     assert "wandb" not in "".join(capfd.readouterr())
 
 

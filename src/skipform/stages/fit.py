@@ -1,24 +1,33 @@
-"""Train what an experiment file describes: every variant, every seed, in one process.
+"""Train what an experiment file describes: every variant with every seed.
 
     skipform fit --config experiments/survey/resnet.yaml
     skipform fit --config experiments/survey/resnet.yaml --scale smoke --seeds 0 1 --trainer.max_epochs 2
 
+These runs know nothing of each other: on a CPU they go side by side, one process each (--workers), to the same bytes.
 Leaves DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with the middle and the range over the seeds. All is
 made in DIR.partial, where a killed training goes on when the same command is given again; DIR appears complete.
 """
 
 import fcntl
 import logging
+import multiprocessing
 import netrc
 import os
 import shlex
 import shutil
+import signal
 import statistics
+import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -42,8 +51,12 @@ def main(argv: list[str]) -> int:
     if root := os.environ.get("SKIPFORM_DATA"):
         said["data"] = {"root": root} | said.get("data", {})
     experiment = read(path, options["scale"], said)
+    seeds = options["seeds"]
+    runs = [(label, seed) for label in experiment.variants for seed in seeds]
+    workers = _workers(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not run.launched():
         return _several(argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
+    _settle(1 if workers > 1 else experiment.threads)  # forked while it has threads of its own, torch would hang
     data = sets.build(0, **experiment.data)
     data.prepare_data()
     data.setup()
@@ -53,23 +66,22 @@ def main(argv: list[str]) -> int:
                 run.build(block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
-    if experiment.threads:
-        torch.set_num_threads(experiment.threads)
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
     work = out.with_name(f"{out.name}.partial")
-    seeds, runs = options["seeds"], len(experiment.variants) * len(options["seeds"])
-    steps = runs * experiment.trainer["max_epochs"] * len(data.train_dataloader())
+    steps = len(runs) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
     summary = {}
     leads = run.rank() == 0  # of several processes the first one writes and speaks
-    with _alone(work) if leads else nullcontext(), _bar(steps, leads) as bar:
+    train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]))
+    with (
+        _alone(work) if leads else nullcontext(),
+        _bar(steps, leads) as bar,
+        _spread(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as trained,
+    ):
         for i, label in enumerate(experiment.variants, 1):
             done = []
             for seed in seeds:
                 bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
-                done.append(_run(work, experiment, label, seed, shlex.join(["skipform", "fit", *argv]), bar))
+                done.append(trained(label, seed, bar))
             if not leads:
                 continue
             summary[label] = _summary(seeds, done)
@@ -85,6 +97,104 @@ def main(argv: list[str]) -> int:
             shutil.rmtree(out, ignore_errors=True)
             work.rename(out)
     return 0
+
+
+def _settle(threads: int) -> None:
+    """What every process of this stage needs; 0 leaves the threads to torch."""
+    if threads:
+        torch.set_num_threads(threads)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+
+
+def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
+    """How many runs go at once: not more than there are, and if nothing is said, one a core where each keeps to its
+    threads on the CPU."""
+    processes = experiment.trainer["devices"] * experiment.trainer["num_nodes"]
+    if said is not None and (said < 1 or (said > 1 and processes > 1)):
+        raise SkipformError(f"--workers: {said}; accepted: 1 or more, and 1 where each run has {processes} processes")
+    apart = experiment.trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
+    return min(said or ((os.cpu_count() or 1) // experiment.threads if apart else 1) or 1, runs)
+
+
+Train = Callable[[str, int, Any], dict[str, Any]]  # label, seed, progress bar -> metrics
+
+
+@contextmanager
+def _spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
+    """`train` in so many processes, for all `runs` from now on; what it yields waits for one of them, and the bar shows
+    the steps of all. The first failure, or Ctrl-C, ends them all as a kill would."""
+    # Forked, they need not import for 5 s what this process has imported; other systems than Linux do not bear that.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "forkserver")
+    told = context.RawArray("q", 2 * len(runs))
+    pool = ProcessPoolExecutor(workers, context, _begin, (threads, told))
+    steps = bar.total
+
+    def waited(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
+        done = False
+        while not done:
+            ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
+            for job in ended:
+                job.result()  # raises what its run raised
+            done = jobs[label, seed].done()
+            bar.total = steps + sum(told[::2])
+            bar.update(sum(told[1::2]) - bar.n)
+        return jobs[label, seed].result()
+
+    try:
+        jobs = {one: pool.submit(_in_worker, train, *one, i) for i, one in enumerate(runs)}
+        yield waited
+    except BaseException as failure:
+        for process in multiprocessing.active_children():
+            process.kill()
+        if isinstance(failure, BrokenProcessPool):
+            raise SkipformError(
+                "a worker was killed, perhaps for want of memory; the same command goes on, also with fewer --workers"
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Told:
+    """A worker's progress bar: two numbers of its run, which `_spread` adds up."""
+
+    numbers: ClassVar[Any]  # [what the total shrank by, steps done] of every run
+
+    def __init__(self, run: int) -> None:
+        self.run = run
+
+    @property
+    def total(self) -> int:
+        return self.numbers[2 * self.run]
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self.numbers[2 * self.run] = value
+
+    def update(self) -> None:
+        self.numbers[2 * self.run + 1] += 1
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        pass
+
+
+def _in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
+    return train(label, seed, Told(run))
+
+
+def _begin(threads: int, told: Any) -> None:
+    """Of a worker: Ctrl-C is for the process that started it, without which it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _settle(threads)
+    Told.numbers = told
+
+    def outlived() -> None:
+        wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=outlived, daemon=True).start()
 
 
 def _several(argv: list[str], devices: int, nodes: int) -> int:
@@ -126,6 +236,9 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default what params.yaml says, or 0")
     parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
+    parser.add_argument(
+        "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
+    )
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
     for section, keys in accepted().items():
         group = parser.add_argument_group(f"{section}, over what the experiment file says")
@@ -137,8 +250,13 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise not_understood(error, parser) from None
     params = Path("params.yaml")
     shared = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
-    default = {"scale": shared.get("scale", "embedded"), "seeds": shared.get("seeds", [0]), "out": None}
-    options = default | {key: said.pop(key) for key in ("config", "scale", "seeds", "out") if key in said}
+    default = {
+        "scale": shared.get("scale", "embedded"),
+        "seeds": shared.get("seeds", [0]),
+        "out": None,
+        "workers": None,
+    }
+    options = default | {key: said.pop(key) for key in ("config", *default) if key in said}
     if "config" not in options:
         raise SkipformError(
             "--config FILE is missing; accepted: an experiment file, say experiments/survey/resnet.yaml"
@@ -149,7 +267,7 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, said
 
 
-def _run(work: Path, experiment: Experiment, label: str, seed: int, command: str, bar: tqdm) -> dict[str, Any]:
+def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int, bar: Any) -> dict[str, Any]:
     config = {
         "experiment": experiment.name,
         "scale": experiment.scale,
