@@ -6,14 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 
 from skipform import measure
 from skipform.nets.activation_blocks import ConcatenationSkip
 from skipform.stages import grid
 from skipform.stages.files import write_json
-from skipform.stages.measure import finite, over_runs, ranks, test_images
+from skipform.stages.measure import configuration, finite, over_runs, ranks, test_images
 from skipform.stages.run import build, load
 from skipform.theory.blocks import BlockNet, to_addition, to_concatenation
 
@@ -56,7 +55,7 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One row for the net of one run at one moment, and one for its copy; see `main`."""
     torch.set_num_threads(1)
-    config = yaml.safe_load(Path(run, "config.yaml").read_text(encoding="utf-8"))
+    config = configuration(Path(run))
     images = test_images(config)
     metrics = json.loads(Path(run, "metrics.json").read_text())
     net = load(Path(run), when).double()

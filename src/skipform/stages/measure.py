@@ -80,6 +80,8 @@ def over_runs(
     runs = sorted(path.parent for path in Path(folder).glob("*/seed*/provenance.json"))
     if not runs:
         raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` leaves them")
+    for each in runs:
+        configuration(each)
     package = Path(__file__).parent.parent
     trained = [json.loads((run / "provenance.json").read_text())["fingerprint"] for run in runs]
     sources = {
@@ -126,7 +128,7 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
     """One row a slice for the net of one run at one moment; see `main`."""
     # Nets of this size are slower on several threads, and their sums must not depend on the number of cores.
     torch.set_num_threads(1)
-    config = yaml.safe_load(Path(run, "config.yaml").read_text(encoding="utf-8"))
+    config = configuration(Path(run))
     images = test_images(config)
     net = load(Path(run), when)
     dimension = functional_dimension(net, images[:batch])
@@ -139,6 +141,14 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
         "functional_dimension_most": min(dimension.shape),
     }
     return [about | row for row in measured(net, images, slices)]
+
+
+def configuration(run: Path) -> dict[str, Any]:
+    """The config.yaml of a run, of a task that can be measured: one image in, a few scores out."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    if config["task"]["name"] != "classify":
+        raise SkipformError(f"{run}: a net of task {config['task']['name']!r}; accepted: classify")
+    return config
 
 
 def test_images(config: dict[str, Any]) -> torch.Tensor:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from skipform import data
 from skipform.errors import SkipformError
 from skipform.measure import plane
 from skipform.stages.files import whole, write_text
+from skipform.stages.measure import configuration, test_images
 from skipform.stages.models import from_factory, shape_of
 from skipform.stages.run import load
 
@@ -80,10 +79,7 @@ def _network(
     """The net in eval mode, an input shaped as it takes one, and the points the source itself offers."""
     folder = Path(source)
     if (folder / "config.yaml").is_file():
-        images_of = data.build(0, **yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["data"])
-        images_of.prepare_data()
-        images_of.setup()
-        test = images_of.splits["test"][0].double()  # (N, c, h, w)
+        test = test_images(configuration(folder))  # (N, c, h, w)
         chosen = images or [0, 1, 2]
         if len(chosen) != 3 or not all(0 <= i < len(test) for i in chosen):
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")
