@@ -1,0 +1,91 @@
+"""A text, a token from those before it or a masked one from those around it.
+
+Letters: n windows, t tokens of a window, v tokens there are.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+
+from skipform.tasks.optimizer import Optimizer
+from skipform.tasks.task import Task
+
+
+class LanguageModel(Task):
+    """Cross-entropy of the tokens asked for, in nats a token; perplexity, its exponential; accuracy, the share of them
+    that have the largest score.
+
+    net: tokens (n, t) -> scores (n, t, v). A batch is (tokens (n, t), targets (n, t)), with -100 for a target where
+    nothing is asked: next tokens or masked ones, the loss is the same.
+
+    Args:
+        context: so many tokens the net takes at once.
+        objective: what `examples` shows, a causal net's continuation or what a masked one fills in.
+    """
+
+    TARGETS = "text"
+    SHOWN = ("loss", "nats")
+    HIGHER = False
+
+    def __init__(
+        self, net: nn.Module, optimizer: Optimizer, *, context: int, objective: Literal["causal", "masked"]
+    ) -> None:
+        super().__init__(net, optimizer)
+        self.context, self.objective = context, objective
+
+    def step(self, tokens: Tensor, targets: Tensor) -> dict[str, Any]:
+        scores = self.net(tokens)  # n t v
+        size = (targets >= 0).sum()
+        loss = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        right = (scores.detach().argmax(2) == targets).sum()
+        return {"loss": loss / size.clamp(min=1), "size": size, "accuracy": right}
+
+    def evaluate(self, split: str, tokens: Tensor, targets: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        numbers = self.stepped(tokens, targets)
+        self.metric(split).update(numbers["loss"], numbers["size"])
+        return numbers
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"perplexity": MeanMetric()})  # of the loss, until `scores` makes one of it
+
+    def scores(self, split: str) -> dict[str, float]:
+        return {name: torch.tensor(percent / 100).exp().item() for name, percent in super().scores(split).items()}
+
+    @torch.no_grad()
+    def examples(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor | list[str]]:
+        """Tokens; `Text.text` makes texts of them. Causal: the window's first half, what follows there, and t tokens
+        drawn at temperature 0.8 instead. Masked: what the net sees, what stood there, and what it fills in."""
+        if self.objective == "masked":
+            asked = targets >= 0
+            filled = torch.where(asked, self.net(tokens).argmax(2), tokens)
+            return {"seen": tokens, "reference": torch.where(asked, targets, tokens), "filled": filled}
+        half, t = tokens.shape[1] // 2, tokens.shape[1]
+        prompt, generator = tokens[:, :half], torch.Generator(tokens.device).manual_seed(0)
+        continued = generate(self.net, prompt, t, context=self.context, temperature=0.8, generator=generator)
+        return {"prompt": prompt, "reference": tokens[:, half:], "continuation": continued[:, half:]}
+
+
+@torch.no_grad()
+def generate(
+    net: nn.Module,
+    prompt: Tensor,  # n t
+    count: int,
+    *,
+    context: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The prompt and `count` more tokens, each drawn from softmax(scores / temperature) after the last `context` ones,
+    the likeliest at temperature 0; (n, t + count). The net should be in evaluation mode."""
+    tokens = prompt
+    for _ in range(count):
+        scores = net(tokens[:, -context:])[:, -1]  # n v
+        if temperature == 0:
+            following = scores.argmax(1, keepdim=True)
+        else:
+            following = torch.multinomial((scores / temperature).softmax(1), 1, generator=generator)
+        tokens = torch.cat([tokens, following], 1)
+    return tokens

@@ -1,0 +1,360 @@
+import hashlib
+import math
+import socket
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import skipform
+from skipform.data import text as module
+from skipform.data.text import ALPHABET, MASK, OTHER, Text, Windows, encoded
+from skipform.errors import SkipformError
+from skipform.tasks.language_model import LanguageModel, generate
+from skipform.tasks.optimizer import Optimizer
+
+VERSE = "".join(f"{i}: Speak, speak.\n" for i in range(60))
+
+
+@pytest.fixture
+def verse(tmp_path, monkeypatch):
+    """A root that holds VERSE as tiny Shakespeare, under its own sum."""
+    file = tmp_path / "tinyshakespeare" / "input.txt"
+    file.parent.mkdir()
+    file.write_text(VERSE)
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(VERSE.encode()).hexdigest())
+    module._read.cache_clear()
+    yield tmp_path
+    module._read.cache_clear()
+
+
+def shakespeare(root, **arguments):
+    data = Text("tiny_shakespeare", root=str(root), **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+# the vocabulary
+
+
+@given(st.text(max_size=50))
+def test_a_text_is_its_tokens_but_for_characters_outside_the_alphabet(text):
+    tokens = encoded(text)
+    read = Text("python_topics").text(tokens[None])[0]
+    assert read == "".join(c if c == "\n" or " " <= c <= "~" else "\ufffd" for c in text)
+    assert all((token == OTHER) == (c not in ALPHABET) for token, c in zip(tokens.tolist(), text, strict=True))
+
+
+def test_what_is_stated_needs_no_file_and_bounds_every_token(verse):
+    stated = Text.states("tiny_shakespeare", context=16, objective="masked")
+    assert stated == {"vocab_size": 98, "context": 16, "objective": "masked"}
+    data = shakespeare(verse, context=16, objective="masked", steps=50)
+    seen = torch.cat([tokens for tokens, _ in data.train_dataloader()])
+    assert seen.max() == MASK == stated["vocab_size"] - 1
+    assert seen.shape[1] == stated["context"]
+
+
+# the texts
+
+
+def test_pythons_topics_are_english_and_the_last_tenth_is_held_out():
+    from pydoc_data.topics import topics
+
+    data = Text("python_topics")
+    data.prepare_data()
+    data.setup()
+    train, test = (data.text(data.splits[split][None])[0] for split in ("train", "test"))
+    whole = "".join(topics.values())
+    assert len(train) == len(whole) * 9 // 10
+    # quotation marks and dashes are outside ASCII, 575 of the 465,000 characters in Python 3.11
+    assert sum(a != b for a, b in zip(train + test, whole, strict=True)) < 1e-2 * len(whole)
+
+
+def test_tiny_shakespeare_is_split_as_nanogpt_splits_it(verse):
+    data = shakespeare(verse, context=8)
+    train, test = (data.text(data.splits[split][None])[0] for split in ("train", "test"))
+    assert train == VERSE[: int(len(VERSE) * 0.9)]
+    assert train + test == VERSE
+
+
+def test_a_limit_keeps_so_many_windows_of_each_split(verse):
+    data = shakespeare(verse, context=8, limit=3)
+    assert VERSE.startswith(data.text(data.splits["train"][None])[0])
+    ((tokens, _),) = data.val_dataloader()[0]
+    assert tokens.shape == (3, 8)
+
+
+# windows
+
+
+@given(total=st.integers(5, 60), t=st.integers(4, 12), size=st.integers(1, 5), world=st.integers(1, 3))
+def test_every_character_but_the_first_is_predicted_once_by_the_one_before_it(total, t, size, world):
+    t = min(t, total - 1)
+    text = torch.arange(total)  # a character is its place
+    asked = []
+    for rank in range(world):
+        batches = Windows(text, t, size, masked=False, share=(rank, world))
+        found = list(batches)
+        assert len(found) == len(batches)
+        for tokens, targets in found:
+            assert torch.equal(tokens, tokens[:, :1] + torch.arange(t))
+            assert torch.equal(targets[targets >= 0], tokens[targets >= 0] + 1)
+            asked += targets[targets >= 0].tolist()
+    assert sorted(asked) == list(range(1, total))
+
+
+@given(total=st.integers(8, 60), t=st.integers(4, 12), size=st.integers(1, 5), seed=st.integers(0, 3))
+def test_a_masked_window_asks_for_15_percent_and_shows_the_rest(total, t, size, seed):
+    t = min(t, total)
+    text = 1000 + torch.arange(total)  # no token is a place
+    batches = Windows(text, t, size, masked=True, steps=3, seed=seed)
+    found = list(batches)
+    assert len(found) == len(batches) == 3
+    for tokens, targets in found:
+        asked = targets >= 0
+        assert tokens.shape == (size, t)
+        assert (asked.sum(1) == round(0.15 * t)).all()
+        true = torch.where(asked, targets, tokens)
+        assert torch.equal(true, true[:, :1] + torch.arange(t))
+        assert (true[:, 0] >= 1000).all()
+        assert (true[:, -1] < 1000 + total).all()
+
+
+@given(total=st.integers(8, 60), t=st.integers(4, 12), size=st.integers(1, 5))
+def test_masked_testing_asks_for_no_place_twice_and_draws_the_same_masks_for_every_seed(total, t, size):
+    t = min(t, total)
+    text = 1000 + torch.arange(total)
+    found = [list(Windows(text, t, size, masked=True, seed=seed)) for seed in (0, 1)]
+    for (tokens, targets), (again, same) in zip(*found, strict=True):
+        assert torch.equal(tokens, again)
+        assert torch.equal(targets, same)
+    asked = torch.cat([targets[targets >= 0] for _, targets in found[0]]).tolist()
+    assert len(set(asked)) == len(asked)
+    windows, rest = divmod(total, t)
+    assert windows * round(0.15 * t) <= len(asked) <= (windows + bool(rest)) * round(0.15 * t)
+
+
+def test_a_masked_place_is_hidden_replaced_or_kept_in_80_10_and_10_percent():
+    text = torch.full((20_000,), 5)
+    ((tokens, targets),) = Windows(text, 20, 5000, masked=True, steps=1)
+    asked = targets >= 0
+    count = int(asked.sum())
+    assert count == 15_000
+    # any character is the right one once in 97; a share p of n strays by four deviations, 4 sqrt(p (1 - p) / n)
+    for share, p in (((tokens == MASK)[asked], 0.8), ((tokens == 5)[asked], 0.1 + 0.1 / 97)):
+        assert abs(share.double().mean() - p) < 4 * math.sqrt(p * (1 - p) / count)
+    others = tokens[asked & (tokens != MASK) & (tokens != 5)]
+    assert others.unique().tolist() == [token for token in range(MASK) if token != 5]
+    drawn = asked.double().mean(0)  # every place of a window alike; 4.5 deviations, for there are twenty
+    assert (drawn - 0.15).abs().max() < 4.5 * math.sqrt(0.15 * 0.85 / 5000)
+
+
+@given(masked=st.booleans(), seed=st.integers(0, 5), epoch=st.integers(0, 5), past=st.integers(0, 2))
+def test_seed_and_epoch_alone_decide_an_epoch(masked, seed, epoch, past):
+    def drawn(batches, epoch):
+        batches.epoch = epoch
+        return [torch.stack(batch) for batch in batches]
+
+    batches = Windows(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed)
+    for before in range(past):  # what came before must not count
+        drawn(batches, before)
+    first = drawn(batches, epoch)
+    fresh = drawn(Windows(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed), epoch)
+    assert all(torch.equal(one, other) for one, other in zip(first, fresh, strict=True))
+    assert not torch.equal(first[0], drawn(batches, epoch + 1)[0])
+
+
+@given(masked=st.booleans(), world=st.integers(1, 4))
+def test_the_shares_of_a_batch_are_the_batch(masked, world):
+    def batches(share):
+        return list(Windows(torch.arange(90), 8, 12, masked=masked, steps=3, seed=1, share=share))
+
+    shares = [batches((rank, world)) for rank in range(world)]
+    for i, whole in enumerate(batches((0, 1))):
+        for part in (0, 1):
+            pieces = [share[i][part] for share in shares]
+            assert len({len(piece) for piece in pieces}) == 1
+            assert torch.equal(torch.stack(pieces, 1).flatten(0, 1), whole[part])
+
+
+# what is wrong, said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"name": "war_and_peace"}, "unknown data set 'war_and_peace'; accepted: python_topics, tiny_shakespeare"),
+        ({"objective": "both"}, "unknown data.objective 'both'; accepted: causal, masked"),
+        ({"context": 3}, "data.context: 3; accepted: 4 or more"),
+        ({"steps": 0}, "data.steps: 0; accepted: 1 or more"),
+    ],
+)
+def test_what_is_not_accepted_is_named(arguments, said):
+    with pytest.raises(SkipformError, match=f"^{said}$"):
+        Text(**{"name": "python_topics"} | arguments)
+
+
+def test_a_context_longer_than_the_text_is_refused(verse):
+    with pytest.raises(SkipformError, match=r"^data.context: 109; accepted: below 107, all of test$"):
+        shakespeare(verse, context=109)
+
+
+def test_shares_of_a_batch_are_equal_or_refused():
+    with pytest.raises(SkipformError, match=r"^data.batch_size: 5; accepted: a multiple of 2, the processes$"):
+        Windows(torch.arange(90), 8, 5, masked=False, steps=1, share=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "state"),
+    [
+        (Path.unlink, "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "altered or cut short"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "altered or cut short"),
+    ],
+)
+def test_a_missing_or_altered_file_is_named_with_the_command_that_mends_it(spoil, state, verse, monkeypatch):
+    file = verse / "tinyshakespeare" / "input.txt"
+    whole = file.read_bytes()
+    spoil(file)
+    with pytest.raises(SkipformError) as caught:
+        shakespeare(verse)
+    said = str(caught.value)
+    assert said.startswith(f"{file}: {state}; mend it with --data.download true, or with: python -c ")
+    assert "\n" not in said
+    home = verse / "home.txt"
+    monkeypatch.setattr(module, "HOME", home.as_uri())
+    home.write_bytes(b"another text")
+    with pytest.raises(SkipformError, match=r"could not be fetched from file:[^\n]* another sha256 sum there$"):
+        shakespeare(verse, download=True)
+    home.write_bytes(whole)
+    exec(said.partition("python -c ")[2].strip('"'))
+    assert file.read_bytes() == whole
+
+
+def test_a_file_that_is_there_is_not_fetched(verse, monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("the network was touched"))
+    assert len(shakespeare(verse, download=True, context=8).splits["train"]) == int(len(VERSE) * 0.9)
+
+
+# the task
+
+
+class Table(nn.Module):
+    """Scores of what follows a token, from a table (v, v): a Markov chain."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.table = nn.Parameter(torch.as_tensor(scores))
+
+    def forward(self, tokens):
+        return self.table[tokens]
+
+
+def task(net, objective="causal", context=8):
+    return LanguageModel(net, Optimizer(name="adamw"), context=context, objective=objective).eval()
+
+
+@given(st.integers(0, 999))
+def test_the_loss_is_the_mean_surprise_of_the_tokens_asked_for(seed):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(7, 7, generator=generator, dtype=torch.float64)
+    tokens, targets = torch.randint(7, (2, 3, 5), generator=generator)
+    targets[torch.rand(3, 5, generator=generator) < 0.5] = -100
+    numbers = task(Table(table)).step(tokens, targets)
+    surprise, right = [], 0
+    for token, target in zip(tokens.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        if target >= 0:
+            weights = [math.exp(score) for score in table[token].tolist()]
+            surprise.append(-math.log(weights[target] / sum(weights)))
+            right += weights[target] == max(weights)
+    assert numbers["size"] == len(surprise)
+    assert numbers["accuracy"] == right
+    # float64 of at most 15 summands below 10; a batch that asks nothing loses nothing
+    assert numbers["loss"].item() == pytest.approx(sum(surprise) / max(1, len(surprise)), abs=1e-12)
+
+
+def test_the_character_frequencies_lose_their_entropy_over_the_held_out_text(verse):
+    data = shakespeare(verse, context=8)
+    predicted = data.text(data.splits["test"][None])[0][1:]
+    counts = Counter(predicted)
+    entropy = -sum(count / len(predicted) * math.log(count / len(predicted)) for count in counts.values())
+    scores = torch.tensor([math.log(max(counts[c], 1e-9)) for c in ALPHABET] + [-20.0, -20.0], dtype=torch.float64)
+    judge = task(Table(scores.expand(98, 98)))
+    found = [judge.evaluate("test", *batch) for batch in data.val_dataloader()[0]]
+    size = sum(numbers["size"] for numbers in found)
+    assert size == len(predicted)
+    loss = sum(numbers["loss"] * numbers["size"] for numbers in found) / size
+    # the characters that do not occur have a share of 1e-9 of the weight
+    assert loss.item() == pytest.approx(entropy, abs=1e-6)
+    assert 100 * sum(numbers["accuracy"] for numbers in found) / size == 100 * max(counts.values()) / size
+    # torchmetrics takes means in float32
+    assert judge.scores("test") == {"perplexity": pytest.approx(math.exp(entropy), rel=1e-5)}
+    assert judge.scores("test") == {}
+
+
+def test_a_greedy_text_goes_round_a_cycle():
+    cycle = torch.eye(5).roll(1, 1)  # i is followed by i + 1
+    text = generate(Table(cycle), torch.tensor([[3], [0]]), 6, context=8, temperature=0)
+    assert text.tolist() == [[3, 4, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 0, 1]]
+
+
+def test_tokens_are_drawn_by_their_scores_over_the_temperature():
+    scores = torch.tensor([0.0, 1.0, 2.0]).expand(3, 3)
+    draw = torch.Generator().manual_seed(0)
+    text = generate(
+        Table(scores), torch.zeros(2000, 1, dtype=torch.int64), 5, context=4, temperature=0.5, generator=draw
+    )
+    weights = [math.exp(score / 0.5) for score in (0, 1, 2)]
+    for token, weight in enumerate(weights):
+        p = weight / sum(weights)
+        assert abs((text[:, 1:] == token).double().mean() - p) < 4 * math.sqrt(p * (1 - p) / 10_000)  # 4 deviations
+
+
+def gpt(context=8):
+    torch.manual_seed(0)
+    return skipform.build("gpt", vocab_size=98, context=context, depth=2, width=16, heads=2, dropout=0.0).eval()
+
+
+def test_a_greedy_text_is_what_the_net_says_at_every_place_of_it():
+    net, prompt = gpt(), torch.tensor([[5, 7], [70, 90]])
+    text = generate(net, prompt, 6, context=8, temperature=0)
+    assert torch.equal(text[:, :2], prompt)
+    assert torch.equal(net(text).argmax(2)[:, 1:-1], text[:, 2:])  # a causal net's scores do not see what follows
+    longer = generate(net, prompt, 20, context=8, temperature=0)
+    assert torch.equal(longer[:, -1], net(longer[:, -9:-1])[:, -1].argmax(1))  # beyond its context
+
+
+@settings(max_examples=2, deadline=None)
+@given(st.sampled_from(["causal", "masked"]))
+def test_examples_are_texts_beside_what_stood_there(objective):
+    data = Text("python_topics", objective=objective, context=8)
+    data.setup()
+    tokens, targets = (part[:3] for part in next(iter(data.val_dataloader()[0])))
+    found = task(gpt(), objective).examples(tokens, targets)
+    start = data.text(data.splits["test"][None, :24])[0]
+    if objective == "causal":
+        assert [data.text(found[key])[0] for key in ("prompt", "reference")] == [start[:4], start[4:8]]
+        assert found["continuation"].shape == (3, 8)
+    else:
+        assert "".join(data.text(found["reference"])) == start
+        changed = found["filled"] != found["seen"]
+        assert (targets >= 0)[changed].all()
+        assert torch.equal(found["filled"][targets >= 0], gpt()(tokens).argmax(2)[targets >= 0])
+
+
+@pytest.mark.parametrize(("net", "masked"), [("gpt", False), ("bert", True)])
+def test_the_compiled_step_is_the_step(net, masked):
+    torch.manual_seed(0)
+    module = skipform.build(net, vocab_size=98, context=8, depth=1, width=16, heads=2, dropout=0.0)
+    batch = next(iter(Windows(torch.arange(90), 8, 3, masked=masked, steps=1)))
+    plain, quick = task(module), task(module)
+    quick.quicken(channels_last=False, backend="aot_eager")
+    ours, theirs = plain.step(*batch), quick.stepped(*batch)
+    assert ours["size"] == theirs["size"]
+    assert ours["accuracy"] == theirs["accuracy"]
+    torch.testing.assert_close(ours["loss"], theirs["loss"])
