@@ -92,7 +92,10 @@ def test_a_claim_leaves_one_row_a_net_and_moment_and_one_a_copy(tmp_path, monkey
     monkeypatch.chdir(CLAIMS.parent.parent)
     runs, out = tmp_path / "runs", tmp_path / "out.json"
     config = str(CLAIMS / "addition_concatenation.yaml")
-    assert cli.main(["fit", "--config", config, "--scale", "smoke", "--seeds", "0", "--out", str(runs)]) == 0
+    assert (
+        cli.main(["fit", "--config", config, "--scale", "smoke", "--seeds", "0", "--workers", "1", "--out", str(runs)])
+        == 0
+    )
     command = ["claims", str(runs), "--out", str(out), "--batch", "8", "--copies", "--workers", "1"]
     assert cli.main(command) == 0
     first = out.read_bytes()

@@ -76,7 +76,9 @@ def test_a_trained_run_is_looked_at_through_its_own_images(tmp_path, monkeypatch
     root = Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
     config = str(root / "experiments" / "survey" / "mlp.yaml")
-    assert cli.main(["fit", "--config", config, "--scale", "smoke", "--seeds", "0", "--out", "run"]) == 0
+    assert (
+        cli.main(["fit", "--config", config, "--scale", "smoke", "--seeds", "0", "--workers", "1", "--out", "run"]) == 0
+    )
     (variant, *_) = sorted(path for path in Path("run").iterdir() if path.is_dir())
     assert cli.main(["regions", f"{variant}/seed0", "--images", "[0, 1, 5]", "-o", "run.svg"]) == 0
     assert cli.main(["regions", f"{variant}/seed0", "--images", "[0, 1]", "-o", "run.svg"]) == 2
