@@ -1,0 +1,144 @@
+"""A text for a text, token by token.
+
+Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of a beam, v tokens there are.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.text import SacreBLEUScore
+
+from skipform.errors import SkipformError
+from skipform.tasks.optimizer import Optimizer
+from skipform.tasks.task import Task
+
+
+class Translate(Task):
+    """Cross-entropy of each target token given the source and the target tokens before it, with label smoothing e: the
+    wanted distribution is 1 - e on the token and e / v on every one (Vaswani et al. 2017, Section 5.4). Padding counts
+    nowhere. The error is the share of tokens of which another one has the largest score.
+
+    Held-out texts are translated by `translated` and compared as texts: SacreBLEU, and the share of exact matches.
+
+    net: `encode(source (n, s)) -> memory, mask`, `decode(target (n, t), memory, mask) -> scores (n, t, v)` of the token
+    that follows each, and both in one. A batch is (source (n, s), target (n, t)), each text from `begin` to `end`, then
+    padding. Of several processes each takes the mean over the tokens of its own share.
+
+    Args:
+        pad, begin, end: the tokens that are no text.
+        smoothing: e.
+        beams: k; 1 is greedy decoding.
+        penalty: alpha of `translated`.
+        extra: a translation is at most so many tokens longer than its source.
+        decoded: so many texts of each split are translated after an epoch; after the last one all are.
+    """
+
+    TARGETS = "pairs"
+    SHOWN = ("exact_match", "%")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Optimizer,
+        *,
+        pad: int,
+        begin: int,
+        end: int,
+        smoothing: float = 0.1,
+        beams: int = 4,
+        penalty: float = 0.6,
+        extra: int = 50,
+        decoded: int = 256,
+    ) -> None:
+        super().__init__(net, optimizer)
+        limits = (("smoothing", smoothing, 0), ("beams", beams, 1), ("penalty", penalty, 0), ("extra", extra, 0))
+        for key, value, least in (*limits, ("decoded", decoded, 0)):
+            if value < least:
+                raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
+        self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
+        self.search = {"begin": begin, "end": end, "pad": pad, "beams": beams, "penalty": penalty, "extra": extra}
+        self.done: dict[str, int] = {}  # split -> texts translated in this epoch
+
+    def step(self, source: Tensor, target: Tensor) -> dict[str, Any]:
+        scores, wanted = self.net(source, target[:, :-1]), target[:, 1:]  # (n, t-1, v), (n, t-1)
+        asked = wanted != self.pad
+        loss = functional.cross_entropy(
+            scores.flatten(0, 1), wanted.flatten(), ignore_index=self.pad, label_smoothing=self.smoothing
+        )
+        wrong = (scores.detach().argmax(2) != wanted) & asked
+        return {"loss": loss, "size": asked.sum(), "error": wrong.sum()}
+
+    def evaluate(self, split: str, source: Tensor, target: Tensor) -> dict[str, Any]:
+        done, last = self.done.get(split, 0), self.trainer.current_epoch + 1 == self.trainer.max_epochs
+        now = len(source) if last else min(len(source), self.decoded - done)
+        if now > 0:
+            self.done[split] = done + now
+            text = self.trainer.datamodule.text  # type: ignore[attr-defined]
+            found, wanted = text(translated(self.net, source[:now], **self.search)), text(target[:now])
+            exact = torch.tensor([float(one == other) for one, other in zip(found, wanted, strict=True)])
+            self.metric(split).update(preds=found, target=[[one] for one in wanted], value=exact.to(self.device))
+        return self.step(source, target)  # as it is: compiled, every last batch would be compiled anew
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"bleu": SacreBLEUScore(), "exact_match": MeanMetric()})
+
+    def scores(self, split: str) -> dict[str, float]:
+        self.done.pop(split, None)
+        return super().scores(split)
+
+    def examples(self, source: Tensor, target: Tensor) -> dict[str, Tensor | list[str]]:
+        """Tokens; `Translation.text` makes texts of them."""
+        return {"source": source, "reference": target, "hypothesis": translated(self.net, source, **self.search)}
+
+
+@torch.no_grad()
+def translated(
+    net: nn.Module, source: Tensor, *, begin: int, end: int, pad: int, beams: int, penalty: float, extra: int
+) -> Tensor:
+    """source (n, s) -> for each the best text y that a beam finds, tokens (n, t), with `end` last where it came to it.
+
+    Best is the greatest log P(y | source) / lp(|y|), lp(l) = ((5 + l) / 6)^penalty (Wu et al. 2016, eq. 14, without
+    coverage), with |y| <= `extra` + tokens of the source (Vaswani et al. 2017, Section 6.1, extra = 50), `end` counted.
+    The k best hypotheses are kept at each length, ended ones among them. A text is found when none of those still open
+    could come to more. With k = 1 this is greedy decoding; with k of all texts' number it is exact.
+    """
+
+    def lp(length: Tensor) -> Tensor:
+        return ((5 + length) / 6) ** penalty
+
+    memory, mask = net.encode(source)  # type: ignore[operator]
+    n, device = len(source), source.device
+    limit = mask.sum(1) + extra  # (n,)
+    result = torch.full((n, int(limit.max())), pad, device=device)
+    which = torch.arange(n, device=device)  # the sources not yet translated; what follows has as many rows
+    memory, mask = (x[:, None].expand(n, beams, *x.shape[1:]) for x in (memory, mask))  # n k s d, n k s
+    texts = torch.full((n, beams, 1), begin, device=device)
+    logp = torch.full((n, beams), -torch.inf, device=device)
+    logp[:, 0] = 0  # all hypotheses are still one
+    length = torch.zeros(n, beams, device=device)
+    ended = torch.zeros(n, beams, dtype=torch.bool, device=device)
+    for t in range(1, result.shape[1] + 1):
+        scores = net.decode(*(x.flatten(0, 1) for x in (texts, memory, mask)))[:, -1].float()  # type: ignore[operator]
+        scores[:, [pad, begin]] = -torch.inf
+        next_logp = scores.log_softmax(1).unflatten(0, texts.shape[:2])  # n k v
+        next_logp[ended] = -torch.inf
+        next_logp[..., pad] = torch.where(ended, 0, -torch.inf)
+        logp, length = logp[..., None] + next_logp, length + ~ended  # n k v, n k
+        best = (logp / lp(length)[..., None]).flatten(1).topk(beams).indices  # n k
+        parent, token = best // scores.shape[1], best % scores.shape[1]
+        logp, length, ended = logp.flatten(1).gather(1, best), length.gather(1, parent), ended.gather(1, parent)
+        texts = torch.cat((texts.take_along_dim(parent[..., None], 1), token[..., None]), 2)  # n k t+1
+        ended = ended | (token == end) | (t >= limit[:, None])
+        value = (logp / lp(length)).masked_fill(~ended, -torch.inf)
+        hope = (logp / lp(limit[:, None])).masked_fill(ended, -torch.inf)
+        found = value.amax(1) >= hope.amax(1)  # n
+        result[which[found], :t] = texts[found, value[found].argmax(1), 1:]
+        which, memory, mask, texts, logp, length, ended, limit = (
+            x[~found] for x in (which, memory, mask, texts, logp, length, ended, limit)
+        )
+        if not len(which):
+            break
+    return result[:, : int((result != pad).sum(1).max())]
