@@ -43,7 +43,7 @@ class LanguageModel(Task):
         right = (scores.detach().argmax(2) == targets).sum()
         return {"loss": loss / size.clamp(min=1), "size": size, "accuracy": right}
 
-    def evaluate(self, split: str, tokens: Tensor, targets: Tensor) -> dict[str, Any]:  # type: ignore[override]
+    def evaluate(self, split: str, tokens: Tensor, targets: Tensor) -> dict[str, Any]:
         numbers = self.stepped(tokens, targets)
         self.metric(split).update(numbers["loss"], numbers["size"])
         return numbers
