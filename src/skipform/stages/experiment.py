@@ -36,7 +36,7 @@ NOT_SAID = {  # section -> the arguments that are not the file's
     "data": {"seed"},
     "task": {"net", "optimizer"},
     "optimizer": set[str](),
-    "trainer": {"callback", "logger"},
+    "trainer": {"callback"},
 }
 
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from skipform import data as sets
 from skipform.errors import SkipformError
-from skipform.stages import run
+from skipform.stages import run, stacked
 from skipform.stages.cli import not_understood
 from skipform.stages.experiment import Experiment, accepted, read
 from skipform.stages.files import write_json
@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
         said["data"] = {"root": root} | said.get("data", {})
     experiment = read(path, options["scale"], said)
     seeds = options["seeds"]
-    runs = [(label, seed) for label in experiment.variants for seed in seeds]
+    groups = [tuple(seeds)] if experiment.trainer["stacked"] else [(seed,) for seed in seeds]
+    runs = [(label, group) for label in experiment.variants for group in groups]
     workers = _workers(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not run.launched():
         return _several(argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
@@ -66,9 +67,11 @@ def main(argv: list[str]) -> int:
                 run.build(block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
+    if experiment.trainer["stacked"]:
+        stacked.check(experiment, next(iter(data.train_dataloader())), f"{path} ({experiment.scale})")
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
     work = out.with_name(f"{out.name}.partial")
-    steps = len(runs) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
+    steps = len(experiment.variants) * len(seeds) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
     summary = {}
     leads = run.rank() == 0  # of several processes the first one writes and speaks
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]))
@@ -79,9 +82,9 @@ def main(argv: list[str]) -> int:
     ):
         for i, label in enumerate(experiment.variants, 1):
             done = []
-            for seed in seeds:
-                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
-                done.append(trained(label, seed, bar))
+            for group in groups:
+                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {', '.join(map(str, group))}")
+                done += trained(label, group, bar)
             if not leads:
                 continue
             summary[label] = _summary(seeds, done)
@@ -106,6 +109,7 @@ def _settle(threads: int) -> None:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", "There is a performance drop")  # stacked, of what then goes run by run
 
 
 def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
@@ -118,11 +122,12 @@ def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
     return min(said or ((os.cpu_count() or 1) // experiment.threads if apart else 1) or 1, runs)
 
 
-Train = Callable[[str, int, Any], dict[str, Any]]  # label, seed, progress bar -> metrics
+Seeds = tuple[int, ...]  # one, or those trained stacked
+Train = Callable[[str, Seeds, Any], list[dict[str, Any]]]  # variant, seeds, progress bar -> metrics of each
 
 
 @contextmanager
-def _spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
+def _spread(train: Train, runs: list[tuple[str, Seeds]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
     """`train` in so many processes, for all `runs` from now on; what it yields waits for one of them, and the bar shows
     the steps of all. The first failure, or Ctrl-C, ends them all as a kill would."""
     # Forked, they need not import for 5 s what this process has imported; other systems than Linux do not bear that.
@@ -131,16 +136,16 @@ def _spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: in
     pool = ProcessPoolExecutor(workers, context, _begin, (threads, told))
     steps = bar.total
 
-    def waited(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
+    def waited(label: str, seeds: Seeds, bar: tqdm) -> list[dict[str, Any]]:
         done = False
         while not done:
             ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
             for job in ended:
                 job.result()  # raises what its run raised
-            done = jobs[label, seed].done()
+            done = jobs[label, seeds].done()
             bar.total = steps + sum(told[::2])
             bar.update(sum(told[1::2]) - bar.n)
-        return jobs[label, seed].result()
+        return jobs[label, seeds].result()
 
     try:
         jobs = {one: pool.submit(_in_worker, train, *one, i) for i, one in enumerate(runs)}
@@ -180,8 +185,8 @@ class Told:
         pass
 
 
-def _in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
-    return train(label, seed, Told(run))
+def _in_worker(train: Train, label: str, seeds: Seeds, run: int) -> list[dict[str, Any]]:
+    return train(label, seeds, Told(run))
 
 
 def _begin(threads: int, told: Any) -> None:
@@ -267,31 +272,32 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, said
 
 
-def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int, bar: Any) -> dict[str, Any]:
-    config = {
-        "experiment": experiment.name,
-        "scale": experiment.scale,
-        "variant": label,
-        "seed": seed,
-        "threads": experiment.threads,
-        "net": experiment.variants[label],
-        "data": experiment.data,
-        "task": experiment.task,
-        "optimizer": experiment.optimizer,
-        "trainer": experiment.trainer,
-    }
-    return run.train(
-        work / label / f"seed{seed}",
-        config,
-        command=command,
-        bar=bar,
-        open_logger=lambda: _logger(experiment, label, seed, config),
-    )
+def _run(work: Path, experiment: Experiment, command: str, label: str, seeds: Seeds, bar: Any) -> list[dict[str, Any]]:
+    configs = [
+        {
+            "experiment": experiment.name,
+            "scale": experiment.scale,
+            "variant": label,
+            "seed": seed,
+            "threads": experiment.threads,
+            "net": experiment.variants[label],
+            "data": experiment.data,
+            "task": experiment.task,
+            "optimizer": experiment.optimizer,
+            "trainer": experiment.trainer,
+        }
+        for seed in seeds
+    ]
+    folders = [work / label / f"seed{seed}" for seed in seeds]
+    how: dict[str, Any] = {"command": command, "bar": bar, "open_logger": partial(_logger, experiment.wandb)}
+    if experiment.trainer["stacked"]:
+        return stacked.train(folders, configs, **how)
+    return [run.train(folders[0], configs[0], **how)]
 
 
-def _logger(experiment: Experiment, label: str, seed: int, config: dict[str, Any]) -> WandbLogger | None:
+def _logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
     """A W&B run in ./wandb (or WANDB_DIR): online only with a key, and never a question."""
-    mode = os.environ.get("WANDB_MODE", "auto") if experiment.wandb == "auto" else experiment.wandb
+    mode = os.environ.get("WANDB_MODE", "auto") if said == "auto" else said
     if mode == "auto":
         mode = "online" if _has_key() else "offline"
     if mode == "disabled":
@@ -302,11 +308,12 @@ def _logger(experiment: Experiment, label: str, seed: int, config: dict[str, Any
         raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: online, offline, shared, disabled")
     started = wandb.init(
         project="skipform",
-        group=f"{experiment.name} {experiment.scale}",
-        name=f"{experiment.name} {label} seed{seed}",
+        group="{experiment} {scale}".format(**config),
+        name="{experiment} {variant} seed{seed}".format(**config),
         dir=os.environ.get("WANDB_DIR", "."),
         mode=mode,  # type: ignore[arg-type]
         config=config,
+        reinit="create_new",  # stacked runs are open at once
         # what W&B would gather about machine and packages is in provenance.json, and takes half a second a run
         settings=wandb.Settings(
             silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True

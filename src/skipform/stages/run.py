@@ -28,8 +28,8 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,6 +38,7 @@ from tqdm import tqdm
 from skipform import data, nets, tasks
 from skipform.errors import SkipformError
 from skipform.stages.files import fingerprint, versions, whole, write_json, write_text
+from skipform.tasks import Task
 
 FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
 
@@ -48,7 +49,7 @@ def train(
     *,
     command: str,
     bar: tqdm,
-    open_logger: Callable[[], WandbLogger | None] = lambda: None,
+    open_logger: Callable[[dict[str, Any]], WandbLogger | None] = lambda config: None,
 ) -> dict[str, Any]:
     """Do the run that `config` describes (see config.yaml) in `folder`, and return its metrics.
 
@@ -56,18 +57,17 @@ def train(
     anything else in the folder is removed first. `bar` counts the steps still to do. Of several processes the first
     one decides and writes, the others compute.
     """
-    mark, seed = _fingerprint(config), config["seed"]
+    mark, seed = fingerprinted(config), config["seed"]
     journal = Journal(folder / "last.ckpt", seed, bar)
     lightning = trainer(**config["trainer"], callback=journal)
     if lightning.world_size > 1:
         lightning.strategy.setup_environment()  # from here on they can talk
     leads = lightning.is_global_zero
-    metrics, last = lightning.strategy.broadcast(_found(folder, mark, journal.checkpoint) if leads else (None, None))
+    metrics, last = lightning.strategy.broadcast(found(folder, mark, journal.checkpoint) if leads else (None, None))
     if metrics:
         bar.total -= metrics["steps"]
         return metrics
-    torch.manual_seed(_mixed(seed))
-    net = build(config["net"])
+    net = initial(config)
     device = lightning.strategy.root_device.type
     if lightning.world_size > 1 and device == "cpu" and any(isinstance(m, _BatchNorm) for m in net.modules()):
         raise SkipformError(
@@ -75,43 +75,20 @@ def train(
             " accepted there: a net without it, such as mlp"
         )
     if leads:
-        _save(net, folder / "initial.safetensors")
+        save(net, folder / "initial.safetensors")
     module = data.build(seed, **config["data"])
-    logger = lightning.logger = open_logger() if leads else None
+    journal.logger = open_logger(config) if leads else None
     task = tasks.build(net, config["task"], config["optimizer"])
     if config["trainer"]["fast"]:
         task.quicken(channels_last=device == "cuda")
-    try:
-        lightning.fit(task, datamodule=module, ckpt_path=last, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt from stop
-    if logger:
-        logger.experiment.finish()
-    metrics = {
-        "variant": config["variant"],
-        "seed": seed,
-        "epochs": len(journal.rows),
-        "steps": journal.steps,
-        "shown": list(task.SHOWN),
-        "higher": task.HIGHER,
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "trained_parameters": sum(p.numel() for p in net.parameters() if p.requires_grad),
-        **{key: value for key, value in journal.rows[-1].items() if key != "epoch"},
-    }
-    if not leads:
-        return metrics
-    _save(net, folder / "final.safetensors")
-    write_text(folder / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
-    write_text(folder / "history.csv", _csv(journal.rows))
-    write_json(folder / "metrics.json", metrics)
-    write_json(
-        folder / "provenance.json",
-        {"fingerprint": mark, "seed": seed, "command": command, **_provenance(journal.seconds)},
-    )
+    fit(lightning, task, module, last)
+    metrics = journal.metrics(config, task)
+    if leads:
+        leave(folder, config, net, journal, metrics, fingerprint=mark, seed=seed, command=command)
     return metrics
 
 
-def _found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | None, Path | None]:
+def found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | None, Path | None]:
     """The metrics of a finished run of this fingerprint, the checkpoint of a begun one; otherwise it begins."""
     finished, begun = folder / "provenance.json", folder / "begun.json"
     if finished.is_file() and json.loads(finished.read_text())["fingerprint"] == mark:
@@ -120,6 +97,33 @@ def _found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | 
         shutil.rmtree(folder, ignore_errors=True)
         write_json(begun, {"fingerprint": mark})
     return None, checkpoint if checkpoint.is_file() else None
+
+
+def initial(config: dict[str, Any]) -> nn.Module:
+    """The net of a run before training, which its seed alone decides."""
+    torch.manual_seed(_mixed(config["seed"]))
+    return build(config["net"])
+
+
+def fit(lightning: Trainer, task: Task, module: LightningDataModule, last: Path | None) -> None:
+    """Train from the checkpoint `last`, or from the beginning."""
+    try:
+        lightning.fit(task, datamodule=module, ckpt_path=last, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from stop
+
+
+def leave(
+    folder: Path, config: dict[str, Any], net: nn.Module, journal: "Journal", metrics: dict[str, Any], **origin: Any
+) -> None:
+    """What a finished run leaves; its provenance comes last, and says of what origin the rest is."""
+    if journal.logger:
+        journal.logger.experiment.finish()
+    save(net, folder / "final.safetensors")
+    write_text(folder / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+    write_text(folder / "history.csv", _csv(journal.rows))
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "provenance.json", origin | _provenance(journal.seconds))
 
 
 def launched() -> bool:
@@ -154,11 +158,11 @@ def trainer(
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     gradient_clip_val: float | None = None,
     fast: bool = False,
+    stacked: bool = False,
     strategy: Literal["auto", "ddp"] = "auto",
     devices: int = 1,
     num_nodes: int = 1,
     callback: Callback,
-    logger: Logger | None = None,
 ) -> Trainer:
     """Lightning's Trainer, deterministic unless fast, silent and with nothing to do per step but the step.
 
@@ -168,6 +172,7 @@ def trainer(
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
         fast: the step compiled (see `Task.quicken`), and the kernels that are fastest, in whatever order they sum.
+        stacked: the seeds of a variant are one process's, in one step; see stacked.py.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
             batch, so that data.batch_size is that of all; on GPUs batch norm is over all of them too.
     """
@@ -184,7 +189,7 @@ def trainer(
         deterministic=not fast,
         benchmark=fast,
         callbacks=[callback],
-        logger=logger or False,
+        logger=False,  # Journal's, once an epoch
         log_every_n_steps=1_000_000_000,
         num_sanity_val_steps=0,
         enable_checkpointing=False,  # Journal's, once an epoch, whole or not at all
@@ -205,6 +210,7 @@ class Journal(Callback):
         self.rows: list[dict[str, float]] = []
         self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
         self.seen: dict[str, list[dict[str, Any]]] = {}  # split -> what each batch's step returned
+        self.logger: WandbLogger | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "steps": self.steps, "seconds": self.seconds}
@@ -216,7 +222,7 @@ class Journal(Callback):
         self.since = time.monotonic()
         self.bar.total -= self.steps
         for row in self.rows:  # an offline W&B run cannot be resumed: the new one gets the past too
-            self._log(trainer, row)
+            self._log(row)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         others = [trainer.global_rank] if trainer.global_rank else []  # whose dropout differs
@@ -233,6 +239,11 @@ class Journal(Callback):
         self.seen.setdefault(split, []).append(outputs)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.close(trainer, pl_module)
+        keep(trainer, self.checkpoint)
+
+    def close(self, trainer: Trainer, task: Task) -> None:
+        """The epoch's row."""
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         for split, batches in self.seen.items():
             column = {key: _column(batches, key) for key in batches[0]}
@@ -240,21 +251,40 @@ class Journal(Callback):
             units = int(_summed(trainer, sizes.sum()))
             row[f"{split}_loss"] = _summed(trainer, (column.pop("loss") * (sizes / units)).sum())
             row |= {f"{split}_{key}": 100 * _summed(trainer, of.sum()) / units for key, of in column.items()}
-            row |= {f"{split}_{key}": score for key, score in pl_module.scores(split).items()}
+            row |= {f"{split}_{key}": score for key, score in task.scores(split).items()}
         self.steps += len(self.seen["train"])
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
         self.rows.append(row)
-        name, unit = pl_module.SHOWN
+        name, unit = task.SHOWN
         shown = row.get(f"test_{name}")
         self.bar.set_postfix_str("" if shown is None else f"test {spoken(name)} {shown:.2f} {unit}", refresh=False)
-        self._log(trainer, row)
-        with whole(self.checkpoint) if trainer.is_global_zero else nullcontext(self.checkpoint) as beside:
-            trainer.save_checkpoint(beside)  # all take part, the first one writes
+        self._log(row)
 
-    def _log(self, trainer: Trainer, row: dict[str, float]) -> None:
-        if trainer.logger:
-            trainer.logger.log_metrics(row, step=int(row["epoch"]))
+    def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
+        """What is said of the whole run: the last epoch's row, and what it is of."""
+        parameters = list(task.net.parameters())
+        return {
+            "variant": config["variant"],
+            "seed": config["seed"],
+            "epochs": len(self.rows),
+            "steps": self.steps,
+            "shown": list(task.SHOWN),
+            "higher": task.HIGHER,
+            "parameters": sum(p.numel() for p in parameters),
+            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            **{key: value for key, value in self.rows[-1].items() if key != "epoch"},
+        }
+
+    def _log(self, row: dict[str, float]) -> None:
+        if self.logger:
+            self.logger.log_metrics(row, step=int(row["epoch"]))
+
+
+def keep(trainer: Trainer, checkpoint: Path) -> None:
+    """What a killed run goes on from."""
+    with whole(checkpoint) if trainer.is_global_zero else nullcontext(checkpoint) as beside:
+        trainer.save_checkpoint(beside)  # all take part, the first one writes
 
 
 def spoken(name: str) -> str:
@@ -279,7 +309,7 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _save(net: nn.Module, path: Path) -> None:
+def save(net: nn.Module, path: Path) -> None:
     with whole(path) as beside:
         save_model(net, str(beside))
 
@@ -299,12 +329,12 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def _fingerprint(config: dict[str, Any]) -> str:
+def fingerprinted(config: dict[str, Any], *others: Path) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
     package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
     shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
     sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own), Path(__file__)]
-    return fingerprint(config, sources)
+    return fingerprint(config, [*sources, *others])
 
 
 def _provenance(seconds: float) -> dict[str, Any]:

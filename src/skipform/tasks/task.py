@@ -42,6 +42,9 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
+    def forward(self, *batch: Any) -> Numbers:
+        return self.step(*batch)
+
     def evaluate(self, split: str, *batch: Any) -> Numbers:
         """The step in evaluation mode; a task with torchmetrics shows them the batch here (see `metric`)."""
         return self.stepped(*batch)
