@@ -24,10 +24,8 @@ ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 OTHER, MASK = len(ALPHABET), len(ALPHABET) + 1
 UNASKED = -100  # the target where nothing is to be predicted: the one that torch's cross-entropy passes over
 
-SETS = {
-    "python_topics": "pydoc_data.topics",
-    "tiny_shakespeare": "tinyshakespeare/input.txt",
-}  # module, file below ROOT
+# a module of Python, a file below the root
+SETS = {"python_topics": "pydoc_data.topics", "tiny_shakespeare": "tinyshakespeare/input.txt"}
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 HOME = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
@@ -145,7 +143,7 @@ class Text(LightningDataModule):
                 raise SkipformError(f"data.context: {self.context}; accepted: below {len(characters)}, all of {split}")
 
     def text(self, tokens: Tensor) -> list[str]:
-        """The texts of tokens (n, t): any other character as the replacement character, the mask as a block."""
+        """The texts of tokens (n, t); any other character as the replacement character, the mask as a block."""
         characters = ALPHABET + "\ufffd\u2588"
         return ["".join(characters[token] for token in row) for row in tokens.tolist()]
 
