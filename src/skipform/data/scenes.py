@@ -13,7 +13,9 @@ from torch import Tensor
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 
-INK = 4 / 16  # an enlarged digit is drawn where it is at least so bright; thinner, an enlarged 8x8 scan falls apart
+# An enlarged digit is drawn where it is at least so bright, a quarter or just below: no interpolated value is equal to
+# it, so that rounding decides nothing.
+INK = 63.5 / 255
 TRIES = 100  # places tried for a digit, and scenes begun anew, before a canvas counts as too small
 
 
@@ -49,7 +51,7 @@ def scenes(
         digits: fewest and most of one scene, drawn evenly.
         size: least and greatest s, drawn evenly.
         overlap: what two boxes have in common is at most this share of the smaller one.
-        noise: each pixel of the background is drawn evenly from 0 .. noise; below 255 INK = 63, ink is brighter.
+        noise: each pixel of the background is drawn evenly from 0 .. noise; up to 63, ink is brighter.
     """
     for key, (least, most), lowest in (("digits", digits, 1), ("size", size, 8)):
         if not lowest <= least <= most:

@@ -28,7 +28,7 @@ class Segment(Task):
 
     Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of what prediction and
     mask share, over what they cover (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two
-    classes also pixel_error and rand_error as ISBI 2012 defined them, of class 1 (the cells).
+    classes and none ignored also pixel_error and rand_error as ISBI 2012 defined them, of class 1 (the cells).
 
     Args:
         num_classes: K.
@@ -62,7 +62,7 @@ class Segment(Task):
                 " accepted for such a net: false"
             )
         self.num_classes, self.ignore_index, self.mirror = num_classes, ignore_index, mirror
-        weights = None if class_weights is None else torch.tensor(class_weights)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
     def step(self, images: Tensor, masks: Tensor) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Segment(Task):
             "mean_iou": MulticlassJaccardIndex(**said, validate_args=False),
             "accuracy": MulticlassAccuracy(**said, average="micro", validate_args=False),
         }
-        if self.num_classes == 2:
+        if self.num_classes == 2 and self.ignore_index is None:
             found |= {"pixel_error": PixelError(), "rand_error": RandError()}
         return MetricCollection(found)
 
@@ -97,11 +97,11 @@ class Segment(Task):
 
     def _scored(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
         """Loss and error of scores (n, K, h, w)."""
-        rows, classes = scores.movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
-        # as rows, for in two dimensions CUDA has no deterministic kernel
+        # of pixels in a row, for in two dimensions CUDA has no deterministic kernel
+        logarithms, classes = scores.log_softmax(1).movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
         ignored = -100 if self.ignore_index is None else self.ignore_index
-        loss = functional.cross_entropy(rows, classes, self.weights, ignore_index=ignored)
-        wrong = rows.detach().argmax(1) != classes
+        loss = functional.nll_loss(logarithms, classes, self.weights, ignore_index=ignored)
+        wrong = scores.detach().argmax(1).flatten() != classes
         if self.ignore_index is None:
             return {"loss": loss, "size": len(classes), "error": wrong.sum()}
         counted = classes != self.ignore_index

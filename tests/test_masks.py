@@ -1,0 +1,577 @@
+"""Scenes, masks and segmentation: exact masks, splits that share no digit, scores against naive definitions."""
+
+import hashlib
+import io
+import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from skipform import nets
+from skipform.data import masks as module
+from skipform.data.images import Images
+from skipform.data.masks import Masks, Tiles
+from skipform.data.scenes import INK, scenes
+from skipform.errors import SkipformError
+from skipform.tasks import Optimizer
+from skipform.tasks.segment import PixelError, RandError, Segment, centre, mirrored, rand_score
+
+KINDS = {
+    "default": {},
+    "dense": {"canvas": 32, "digits": (3, 5), "size": (8, 12)},
+    "touching": {"canvas": 40, "digits": (3, 4), "size": (16, 18), "overlap": 0.3},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def drawn(request):
+    return scenes("train", 12, seed=3, **KINDS[request.param]), KINDS[request.param]
+
+
+def test_masks_are_the_ink_and_boxes_are_tight_round_it(drawn):
+    found, _ = drawn
+    for image, mask, boxes, labels in zip(found.images[:, 0], found.masks, found.boxes, found.labels, strict=True):
+        assert torch.equal(mask > 0, image > 63)  # the background is at most 48, ink at least 255 INK = 63.5
+        assert {int(label) + 1 for label in labels} == set(mask.unique().tolist()) - {0}
+        for digit in labels.unique():  # the ink of a class fills just the boxes of its digits, from edge to edge
+            ink, within = mask == digit + 1, torch.zeros_like(mask, dtype=torch.bool)
+            for x0, y0, x1, y1 in boxes[labels == digit].int().tolist():
+                within[y0:y1, x0:x1] = True
+                inside = ink[y0:y1, x0:x1]
+                assert inside[0].any()
+                assert inside[-1].any()
+                assert inside[:, 0].any()
+                assert inside[:, -1].any()
+            assert not (ink & ~within).any()
+
+
+def test_numbers_sizes_and_overlaps_are_those_asked_for(drawn):
+    found, asked = drawn
+    least, most = asked.get("digits", (2, 5))
+    canvas = asked.get("canvas", 64)
+    for boxes, labels in zip(found.boxes, found.labels, strict=True):
+        assert least <= len(labels) == len(boxes) <= most
+        assert (boxes >= 0).all()
+        assert (boxes <= canvas).all()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        assert (sides <= asked.get("size", (12, 24))[1]).all()
+        for one, other in combinations(boxes.tolist(), 2):
+            shared = np.zeros((canvas, canvas), int)
+            for x0, y0, x1, y1 in np.array([one, other], int):
+                shared[y0:y1, x0:x1] += 1
+            smaller = min((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one, other))
+            assert (shared == 2).sum() <= asked.get("overlap", 0.1) * smaller
+
+
+def spanned(present):
+    """From the first that is there to the last."""
+    (places,) = np.nonzero(present.numpy())
+    return slice(places[0], places[-1] + 1)
+
+
+def test_every_digit_is_an_interpolated_one_of_its_own_split():
+    data = Images("digits")
+    data.setup()
+    for split in ("train", "test"):
+        found = scenes(split, 6, seed=1, digits=(2, 2), size=(12, 12), noise=0)
+        pixels, classes = data.pixels[split]
+        enlarged = functional.interpolate(pixels.double() / 16, size=12, mode="bilinear")[:, 0]
+        enlarged = torch.where(enlarged >= INK, enlarged, 0)
+        for image, boxes, labels in zip(found.images[:, 0], found.boxes, found.labels, strict=True):
+            for (x0, y0, x1, y1), label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
+                patch = image[y0:y1, x0:x1]
+                candidates = enlarged[classes == label]
+                cut = [one[spanned(one.any(1)), spanned(one.any(0))] for one in candidates]
+                # other digits' ink may reach into the box, and rounding is to one of 255 levels
+                alike = [((one * 255 - patch).abs() <= 1)[one > 0].all() for one in cut if one.shape == patch.shape]
+                assert any(alike)
+
+
+def test_a_scene_depends_on_split_seed_and_number_alone():
+    few, many = scenes("test", 2, seed=5), scenes("test", 4, seed=5)
+    assert torch.equal(few.images, many.images[:2])
+    assert all(torch.equal(*pair) for pair in zip(few.boxes, many.boxes, strict=False))
+    assert torch.equal(scenes.__wrapped__("test", 2, seed=5).masks, few.masks)
+    different = {scenes(split, 1, seed=seed).images.numpy().tobytes() for split in ("train", "test") for seed in (5, 6)}
+    assert len(different) == 4
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"split": "all"}, "unknown split 'all'; accepted: train, test"),
+        ({"digits": (3, 2)}, r"digits: \(3, 2\); accepted: two numbers from 1 on, the greater last"),
+        ({"size": (6, 9)}, r"size: \(6, 9\); accepted: two numbers from 8 on"),
+        ({"size": (8, 65)}, r"size: \(8, 65\); accepted: at most 64, the canvas"),
+        ({"canvas": 24, "digits": (9, 9), "size": (12, 24)}, "canvas: 24 is too small for up to 9 digits of up to 24"),
+    ],
+)
+def test_scenes_that_cannot_be_drawn_are_one_line(said, message):
+    with pytest.raises(SkipformError, match=message):
+        scenes(**{"split": "train", "count": 1} | said)
+
+
+def test_standardised_digit_scenes_have_about_mean_0_and_deviation_1():
+    data = Masks("digit_masks", scenes=100)
+    data.setup()
+    images = data.splits["train"][0]
+    assert len(data.splits["test"][0]) == 20
+    # 100 scenes of about 3.5 digits, of all that there could be: the share of ink varies by a few percent
+    assert abs(images.mean().item()) < 0.1
+    assert abs(images.std().item() - 1) < 0.1
+
+
+def coordinates(n, h, w):
+    """Images whose two channels say each pixel's row and column, masks that say both."""
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    images = torch.stack((rows, columns)).expand(n, 2, h, w).to(torch.uint8).contiguous()
+    return images, (rows * w + columns).to(torch.uint8).expand(n, h, w).contiguous()
+
+
+@settings(max_examples=40)
+@given(
+    n=st.integers(1, 5),
+    side=st.integers(2, 9),
+    crop=st.none() | st.integers(1, 9),
+    crops=st.integers(1, 3),
+    symmetries=st.sampled_from([1, 2, 8]),
+    seed=st.integers(0, 9),
+)
+def test_crops_and_their_masks_are_the_same_window_turned_the_same_way(n, side, crop, crops, symmetries, seed):
+    crop = crop and min(crop, side)
+    images, masks = coordinates(n, side, side)
+    tiles = Tiles(images, masks, 2, seed=seed, crop=crop, crops=crops, symmetries=symmetries)
+    batches = list(tiles)
+    assert len(batches) == len(tiles) == max(1, n * crops // 2)
+    h = crop or side
+    for image, mask in ((i, m) for batch in batches for i, m in zip(*batch, strict=True)):
+        rows, columns = image.long()
+        assert torch.equal(mask, rows * side + columns)
+        top, left = int(rows.min()), int(columns.min())
+        window = torch.stack(torch.meshgrid(torch.arange(h) + top, torch.arange(h) + left, indexing="ij"))
+        turns = [window.flip(axes) for axes in ((), (2,), (1,), (1, 2))]
+        turns += [turn.transpose(1, 2) for turn in turns]
+        turns = {1: turns[:1], 2: turns[:2], 8: turns}[symmetries]
+        assert any(torch.equal(torch.stack((rows, columns)), turn) for turn in turns)
+
+
+def test_all_symmetries_and_corners_occur():
+    images, masks = coordinates(1, 3, 3)
+    tiles = Tiles(images, masks, 1, seed=0, crop=2, crops=600, symmetries=8)
+    # 4 windows times 8 symmetries, each missed with probability (31/32)^600 < 1e-8
+    assert len({tuple(image.flatten().tolist()) for image, _ in tiles}) == 32
+
+
+def test_an_epoch_depends_on_seed_and_epoch_alone_and_is_shared_out_whole():
+    images, masks = coordinates(5, 8, 8)
+
+    def batches(epoch, past=0, **said):
+        tiles = Tiles(images, masks, 4, seed=7, crop=5, crops=2, symmetries=8, elastic=1.0, **said)
+        for tiles.epoch in range(past):
+            list(tiles)
+        tiles.epoch = epoch
+        return torch.stack([image for image, _ in tiles])
+
+    once = batches(3)
+    assert torch.equal(batches(3, past=2), once)
+    assert not torch.equal(batches(4), once)
+    shares = [batches(3, share=(rank, 2)) for rank in (0, 1)]
+    assert torch.equal(torch.cat(shares, 1), once)
+    with pytest.raises(SkipformError, match=r"data.batch_size: 4; accepted: a multiple of 3, the processes"):
+        batches(0, share=(0, 3))
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 99), st.sampled_from([None, 20]))
+def test_elastic_deformation_moves_pixels_as_far_as_its_grid_and_masks_with_them(seed, crop):
+    images, masks = coordinates(1, 33, 33)
+    masks = (images[:, 0] >= 16).to(torch.uint8)
+    plain = next(iter(Tiles(images, masks, 1, seed=seed, crop=crop)))[0]
+    image, mask = next(iter(Tiles(images, masks, 1, seed=seed, crop=crop, elastic=2.0)))
+    moved = image - plain  # what stands at a place, minus what stood there: the vector it is moved by, off the border
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    assert moved.abs().max() > 0
+    # neighbours move alike: between knots 16 pixels apart bicubic interpolation of N(0, 4) has slopes of below 2/3
+    assert (image[inner].diff(dim=3).abs().max()) < 3
+    sure = (image[:, 0] - 15.5).abs() > 1  # away from the edge, where nearest and bilinear may differ
+    assert torch.equal(mask[sure], (image[:, 0] > 15.5).long()[sure])
+    still, _ = next(iter(Tiles(images, masks, 1, seed=seed, crop=crop, elastic=1e-9)))
+    torch.testing.assert_close(still, plain, atol=1e-4, rtol=0)  # float32 coordinates of up to 33
+
+
+def test_testing_sees_every_image_once_whole_and_in_order():
+    data = Masks("digit_masks", scenes=60, canvas=32, size=(8, 12), limit=7)
+    data.setup()
+    (loader,) = data.val_dataloader()
+    images, masks = (torch.cat(all) for all in zip(*loader, strict=True))
+    assert data.held_out == ["test"]
+    assert torch.equal(images, data.splits["test"][0])
+    assert torch.equal(masks, data.splits["test"][1].long())
+    assert len(images) == 7
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"name": "coco"}, r"unknown data set 'coco'; accepted: digit_masks, isbi2012, voc2012"),
+        ({"crops": 0}, r"data.crops: 0; accepted: 1 or more"),
+        ({"elastic": -1.0}, r"data.elastic: -1.0; accepted: 0 or more"),
+        ({"symmetries": 4}, r"data.symmetries: 4; accepted: 1, 2, 8"),
+        ({"crop": 65}, r"data.crop: 65; accepted: at most 64, the size of the images"),
+    ],
+)
+def test_a_wrong_argument_is_named(said, message):
+    with pytest.raises(SkipformError, match=message):
+        Masks(**{"name": "digit_masks", "scenes": 5} | said).setup()
+
+
+def png(pixels, palette=False):
+    image, file = Image.fromarray(pixels, "P" if palette else None), io.BytesIO()
+    if palette:
+        image.putpalette(list(range(256)) * 3)
+    image.save(file, "PNG" if pixels.ndim == 2 else "JPEG", quality=95)
+    return file.getvalue()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def home(tmp_path_factory):
+    """A folder and the address at which a server of this machine serves it."""
+    folder = tmp_path_factory.mktemp("home")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def isbi(monkeypatch):
+    """Small slices under their names, and their own sums."""
+    draw = np.random.default_rng(0)
+    files = {}
+    for i in range(30):
+        files[f"data/membrane/train/image/{i}.png"] = png(draw.integers(0, 256, (12, 12), np.uint8))
+        files[f"data/membrane/train/label/{i}.png"] = png(255 * draw.integers(0, 2, (12, 12)).astype(np.uint8))
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(module, "_isbi_sums", lambda: sums)
+    module._read.cache_clear()
+    return files
+
+
+@pytest.fixture
+def voc(monkeypatch):
+    draw = np.random.default_rng(1)
+    files, base = {}, "VOCdevkit/VOC2012"
+    for part, names in (("train", ["2007_1", "2008_2"]), ("val", ["2009_3"])):
+        files[f"{base}/ImageSets/Segmentation/{part}.txt"] = ("\n".join(names) + "\n").encode()
+        for name in names:
+            h, w = draw.integers(8, 20, 2)
+            files[f"{base}/JPEGImages/{name}.jpg"] = png(draw.integers(0, 256, (h, w, 3), np.uint8))
+            classes = draw.choice([0, 3, 20, 255], (h, w)).astype(np.uint8)
+            files[f"{base}/SegmentationClass/{name}.png"] = png(classes, palette=True)
+    monkeypatch.setattr(module, "VOC_SIDE", 24)
+    module._read.cache_clear()
+    return files
+
+
+def lay(files, root, packed=None):
+    """The files below root, or in a tar there."""
+    root.mkdir(parents=True, exist_ok=True)
+    if packed:
+        with tarfile.open(root / packed, "w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("packed", [None, "membrane.tar"])
+def test_isbi_is_read_from_folder_or_archive_the_last_six_slices_held_out(packed, isbi, tmp_path):
+    lay(isbi, tmp_path / "isbi2012_unet", packed)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    data = Masks("isbi2012", root=str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    for split, slices in (("train", range(24)), ("test", range(24, 30))):
+        for i, image, mask in zip(slices, *data.pixels[split], strict=True):
+            pixels, label = (
+                np.array(Image.open(io.BytesIO(isbi[f"data/membrane/train/{kind}/{i}.png"])))
+                for kind in ("image", "label")
+            )
+            assert np.array_equal(image[0], pixels)
+            assert np.array_equal(mask, label == 255)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("packed", [None, "VOCtrainval_11-May-2012.tar"])
+def test_voc_is_filled_up_with_the_mean_and_with_pixels_of_no_class(packed, voc, tmp_path):
+    lay(voc, tmp_path, packed)
+    data = Masks("voc2012", root=str(tmp_path))
+    data.prepare_data()
+    data.setup()
+    images, masks = data.splits["train"]
+    assert images.shape == (2, 3, 24, 24)
+    assert len(data.splits["test"][0]) == 1
+    base = "VOCdevkit/VOC2012"
+    for name, image, mask in zip(["2007_1", "2008_2"], data.pixels["train"][0], masks, strict=True):
+        photograph = np.array(Image.open(io.BytesIO(voc[f"{base}/JPEGImages/{name}.jpg"])))
+        classes = np.array(Image.open(io.BytesIO(voc[f"{base}/SegmentationClass/{name}.png"])))
+        h, w = classes.shape
+        assert np.array_equal(image[:, :h, :w], photograph.transpose(2, 0, 1))
+        assert np.array_equal(mask[:h, :w], classes)
+        assert (mask[h:] == 255).all()
+        assert (mask[:, w:] == 255).all()
+    # 255 times the mean, rounded to a whole number: half of one, over 255 times the deviation
+    assert images[..., -1].abs().max() < 0.5 / (255 * 0.22)
+
+
+@pytest.mark.parametrize("packed", [None, "membrane.tar"])
+@pytest.mark.parametrize(
+    ("spoil", "state"), [(None, "missing"), (lambda content: content[:-1] + b"?", "altered or cut short")]
+)
+def test_a_missing_or_altered_slice_is_named_with_the_command_that_mends_it(packed, spoil, state, isbi, tmp_path):
+    name = "data/membrane/train/label/7.png"
+    spoilt = isbi | {name: spoil(isbi[name])} if spoil else {key: isbi[key] for key in isbi if key != name}
+    lay(spoilt, tmp_path / "isbi2012_unet", packed)
+    with pytest.raises(SkipformError) as caught:
+        Masks("isbi2012", root=str(tmp_path)).prepare_data()
+    said = str(caught.value)
+    first = tmp_path / "isbi2012_unet" / name
+    assert said.startswith(f"{first}: {state}; mend it with --data.download true, or with: python -c ")
+    assert "\n" not in said
+    compile(said.partition("python -c ")[2].strip('"'), "the command", "exec")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_an_archive_cut_short_names_a_slice_beyond_the_cut(share, isbi, tmp_path):
+    lay(isbi, tmp_path / "isbi2012_unet", "membrane.tar")
+    archive = tmp_path / "isbi2012_unet" / "membrane.tar"
+    archive.write_bytes(archive.read_bytes()[: int(share * archive.stat().st_size)])
+    with pytest.raises(SkipformError, match=r"train/(image|label)/\d+\.png: (missing|altered or cut short); mend it"):
+        Masks("isbi2012", root=str(tmp_path)).prepare_data()
+
+
+def test_downloading_mends_what_is_broken_even_beside_an_archive(isbi, home, tmp_path, monkeypatch):
+    name = "data/membrane/train/image/3.png"
+    lay(isbi, home[0])
+    lay(isbi | {name: b"half"}, tmp_path / "isbi2012_unet", "membrane.tar")
+    monkeypatch.setattr(module, "ISBI", home[1])
+    Masks("isbi2012", root=str(tmp_path), download=True).prepare_data()
+    assert (tmp_path / "isbi2012_unet" / name).read_bytes() == isbi[name]
+    assert len(list((tmp_path / "isbi2012_unet").rglob("*.png"))) == 1
+    Masks("isbi2012", root=str(tmp_path)).prepare_data()
+    (tmp_path / "isbi2012_unet" / name).write_bytes(b"half")
+    (home[0] / name).write_bytes(b"other")
+    with pytest.raises(SkipformError, match=rf"{name}: altered or cut short at its home too, {home[1]}"):
+        Masks("isbi2012", root=str(tmp_path), download=True).prepare_data()
+
+
+def test_downloading_voc_fetches_and_unpacks_its_archive(voc, home, tmp_path, monkeypatch):
+    archive = "VOCtrainval_11-May-2012.tar"
+    lay(voc, home[0], archive)
+    md5 = hashlib.md5((home[0] / archive).read_bytes()).hexdigest()
+    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", DATASET_YEAR_DICT["2012"] | {"url": home[1] + archive, "md5": md5})
+    data = Masks("voc2012", root=str(tmp_path), download=True)
+    data.prepare_data()
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*") if path.is_file()} == {
+        *voc,
+        archive,
+    }
+    monkeypatch.setitem(DATASET_YEAR_DICT, "2012", DATASET_YEAR_DICT["2012"] | {"url": home[1] + "nothing"})
+    (tmp_path / archive).unlink()
+    (tmp_path / next(name for name in voc if name.endswith(".jpg"))).unlink()
+    with pytest.raises(SkipformError, match=rf"jpg: could not be fetched from {home[1]}nothing: [^\n]*$"):
+        data.prepare_data()
+
+
+def test_a_photograph_that_is_missing_or_no_picture_is_named(voc, tmp_path):
+    name = "VOCdevkit/VOC2012/JPEGImages/2009_3.jpg"
+    lay(voc | {name: b"half"}, tmp_path)
+    data = Masks("voc2012", root=str(tmp_path))
+    data.prepare_data()
+    with pytest.raises(SkipformError, match=rf"{name}: altered or cut short"):
+        data.setup()
+    (tmp_path / name).unlink()
+    with pytest.raises(SkipformError, match=rf"{name}: missing; mend it with --data.download true"):
+        data.prepare_data()
+
+
+class Fixed(nn.Module):
+    """A net whose scores are its input."""
+
+    def forward(self, x):
+        return x
+
+
+@settings(max_examples=30)
+@given(
+    k=st.integers(2, 4),
+    h=st.integers(2, 7),
+    smaller=st.sampled_from([0, 2]),
+    ignore=st.sampled_from([None, 255]),
+    weighted=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_loss_and_scores_are_their_definitions_pixel_by_pixel(k, h, smaller, ignore, weighted, seed):
+    torch.manual_seed(seed)
+    scores, masks = torch.randn(3, k, h, h), torch.randint(k, (3, h + smaller, h + smaller))
+    if ignore:
+        masks[:, smaller // 2 + 1, :] = ignore
+    weights = tuple(range(1, k + 1)) if weighted else None
+    task = Segment(Fixed(), Optimizer(), num_classes=k, ignore_index=ignore, class_weights=weights)
+    for part in range(3):  # the scores are of all pixels together, however they come
+        found = task.evaluate("test", scores[part : part + 1], masks[part : part + 1])
+    whole = task.step(scores, masks)
+    seen = masks[:, smaller // 2 : smaller // 2 + h, smaller // 2 : smaller // 2 + h]
+    pixels = [
+        (scores[n, :, i, j], int(seen[n, i, j]))
+        for n, i, j in np.ndindex(3, h, h)
+        if ignore is None or seen[n, i, j] != ignore
+    ]
+    costs = [(weights or [1] * k)[c] * -s.log_softmax(0)[c] for s, c in pixels]
+    expected = sum(costs) / sum((weights or [1] * k)[c] for _, c in pixels)
+    torch.testing.assert_close(whole["loss"], expected, rtol=1e-5, atol=1e-6)  # float32, another order of summing
+    guesses = [(int(s.argmax()), c) for s, c in pixels]
+    assert whole["size"] == len(pixels)
+    assert whole["error"] == sum(guess != c for guess, c in guesses)
+    assert found["size"] * 3 == len(pixels)
+    shares = []
+    for c in range(k):
+        either = sum(c in pair for pair in guesses)
+        if either:
+            shares.append(sum(pair == (c, c) for pair in guesses) / either)
+    reported = task.scores("test")
+    assert reported["mean_iou"] == pytest.approx(100 * np.mean(shares), rel=1e-5)  # float32
+    assert reported["accuracy"] == pytest.approx(100 * sum(g == c for g, c in guesses) / len(pixels), rel=1e-5)
+    assert task.scores("test") == {}
+
+
+def pairs_score(truth, predicted):
+    """The Rand score by counting ordered pairs of pixels, each region grown pixel by pixel."""
+
+    def grown(picture):
+        regions, names = {}, 0
+        for start in zip(*np.nonzero(picture), strict=True):
+            if start in regions:
+                continue
+            names, waiting = names + 1, [start]
+            while waiting:
+                i, j = waiting.pop()
+                if (i, j) in regions or not (0 <= i < picture.shape[0] and 0 <= j < picture.shape[1]):
+                    continue
+                if picture[i, j]:
+                    regions[i, j] = names
+                    waiting += [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+        return regions
+
+    theirs, ours = grown(truth), grown(predicted)
+    ours |= {place: -1 - n for n, place in enumerate(theirs) if place not in ours}  # a cell of its own
+    pairs = [(theirs[p] == theirs[q], ours[p] == ours[q]) for p in theirs for q in theirs]
+    both, true, predicted = (sum(map(of, pairs)) for of in (all, lambda x: x[0], lambda x: x[1]))
+    return 2 * both / (true + predicted) if theirs else 1.0
+
+
+@settings(max_examples=40)
+@given(hnp.arrays(bool, st.tuples(st.just(2), st.integers(1, 6), st.integers(1, 6))))
+def test_the_rand_score_counts_pairs_of_pixels(pictures):
+    truth, predicted = pictures
+    assert rand_score(truth, predicted) == pytest.approx(pairs_score(truth, predicted), rel=1e-12)
+    assert rand_score(truth, truth) == 1
+
+
+def test_a_gap_in_a_membrane_costs_one_pixel_but_joins_two_cells():
+    truth = np.ones((9, 9), bool)
+    truth[:, 4] = False
+    gap = truth.copy()
+    gap[4, 4] = True
+    # two cells of 36: true pairs 2 * 36^2, predicted pairs 72^2, shared 2 * 36^2
+    assert rand_score(truth, gap) == pytest.approx(2 * 2 * 36**2 / (2 * 36**2 + 72**2))
+
+
+def test_isbi_errors_are_one_minus_the_best_f_score_over_ten_thresholds():
+    torch.manual_seed(0)
+    truth = torch.rand(2, 8, 8) < 0.7
+    probability = (0.6 * truth + 0.5 * torch.rand(2, 8, 8)).clamp(0.01, 0.99)
+    scores = torch.stack((torch.zeros_like(probability), probability.logit()), 1)
+    pixel, rand = PixelError(), RandError()
+    for metric in (pixel, rand):
+        metric.update(scores[:1], truth[:1].long())
+        metric.update(scores[1:], truth[1:].long())
+    f_scores, rands = [], []
+    for threshold in np.arange(10) / 10:
+        found = probability > threshold
+        right = (found & truth).sum().item()
+        f_scores.append(2 * right / (found.sum().item() + truth.sum().item()))
+        rands.append(np.mean([pairs_score(t.numpy(), p.numpy()) for t, p in zip(truth, found, strict=True)]))
+    assert pixel.compute().item() == pytest.approx(1 - max(f_scores), abs=1e-6)  # float32
+    assert rand.compute().item() == pytest.approx(1 - max(rands), abs=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 30), st.integers(0, 30))
+def test_mirroring_is_numpys_reflection_round_the_centre(h, w, more, wider):
+    x = np.arange(h * w).reshape(1, 1, h, w)
+    sides = [(0, 0), (0, 0), (more // 2, more - more // 2), (wider // 2, wider - wider // 2)]
+    found = mirrored(torch.from_numpy(x), h + more, w + wider)
+    assert np.array_equal(found, np.pad(x, sides, "reflect"))
+    assert np.array_equal(centre(found, h, w), x)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(5, 40), st.integers(5, 40))
+def test_with_mirrored_borders_a_net_without_padding_scores_every_pixel(h, w):
+    net = nets.build("unet", width=2, levels=2).eval()
+    images, masks = torch.randn(1, 1, h, w), torch.zeros(1, h, w, dtype=torch.long)
+    bare = Segment(net, Optimizer(), num_classes=2, mirror=True)
+    found = bare.examples(images, masks)
+    assert found["predicted"].shape == found["masks"].shape == masks.shape
+    room = net.room(h), net.room(w)
+    # the least size that fits: one step less scores fewer pixels, or does not fit at all
+    for size, fitting in zip((h, w), room, strict=True):
+        net.check(fitting)
+        assert fitting - 2 * net.margin >= size
+        assert fitting == net.least or fitting - net.step - 2 * net.margin < size
+    # at the image's centre the mirrored border changes nothing: the scores are those of the inner pixels
+    if min(h, w) >= net.least and (h - net.least) % net.step == (w - net.least) % net.step == 0:
+        inner = net(images)
+        assert torch.isfinite(inner).all()
+
+
+def test_mirroring_is_refused_for_a_net_that_needs_none():
+    with pytest.raises(SkipformError, match=r"task.mirror: true, but Fixed does not say how large an image must be"):
+        Segment(Fixed(), Optimizer(), num_classes=2, mirror=True)
+
+
+def test_as_many_class_weights_as_classes():
+    with pytest.raises(SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one a class"):
+        Segment(Fixed(), Optimizer(), num_classes=2, class_weights=(1.0, 2.0, 3.0))
+
+
+def test_every_listed_slice_has_a_sum_and_there_are_thirty_of_each():
+    sums = module._isbi_sums()
+    assert set(sums) == {f"data/membrane/train/{kind}/{i}.png" for kind in ("image", "label") for i in range(30)}
+    assert len(set(sums.values())) == 60
+    assert {len(total) for total in sums.values()} == {64}
+    assert Path(module.__file__).with_name("isbi2012.sha256").is_file()
