@@ -59,7 +59,14 @@ class Translate(Task):
             if value < least:
                 raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
         self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
-        self.search = {"begin": begin, "end": end, "pad": pad, "beams": beams, "penalty": penalty, "extra": extra}
+        self.search: dict[str, Any] = {
+            "begin": begin,
+            "end": end,
+            "pad": pad,
+            "beams": beams,
+            "penalty": penalty,
+            "extra": extra,
+        }
         self.done: dict[str, int] = {}  # split -> texts translated in this epoch
 
     def step(self, source: Tensor, target: Tensor) -> dict[str, Any]:
