@@ -468,6 +468,12 @@ def test_the_penalty_decides_between_short_and_long():
 # scores
 
 
+@pytest.mark.parametrize("shown", ["bleu", "exact_match"])
+def test_the_score_shown_first_is_one_there_is(dates, shown):
+    source = dates.splits["test"][0][:5]
+    assert task(net(), shown=shown).SHOWN[0] in scored(dates, source, source)
+
+
 class Copies(torch.nn.Module):
     """A net that says its source again."""
 

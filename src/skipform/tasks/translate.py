@@ -3,7 +3,7 @@
 Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of a beam, v tokens there are.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +33,12 @@ class Translate(Task):
         beams: k; 1 is greedy decoding.
         penalty: alpha of `translated`.
         extra: a translation is at most so many tokens longer than its source.
-        decoded: so many texts of each split are translated after an epoch; after the last one all are.
+        decoded: so many texts of each split (and process) are translated after an epoch; after the last one all are.
+        shown: the score that is shown first.
     """
 
     TARGETS = "pairs"
-    SHOWN = ("exact_match", "%")
+    SHOWN = ("bleu", "%")
 
     def __init__(
         self,
@@ -52,12 +53,14 @@ class Translate(Task):
         penalty: float = 0.6,
         extra: int = 50,
         decoded: int = 256,
+        shown: Literal["bleu", "exact_match"] = "bleu",
     ) -> None:
         super().__init__(net, optimizer)
         limits = (("smoothing", smoothing, 0), ("beams", beams, 1), ("penalty", penalty, 0), ("extra", extra, 0))
         for key, value, least in (*limits, ("decoded", decoded, 0)):
             if value < least:
                 raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
+        self.SHOWN = (shown, "%")  # type: ignore[misc]
         self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
         self.search: dict[str, Any] = {
             "begin": begin,
