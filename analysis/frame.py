@@ -104,9 +104,8 @@ def examples(net: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if path.is_file():
         with safe_open(path, "numpy") as file:
-            kept = {name: file.get_tensor(name) for name in file.keys()} | {  # noqa: SIM118 (it is no mapping)
-                name: json.loads(text) for name, text in (file.metadata() or {}).items()
-            }
+            kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            kept |= json.loads(file.metadata()["texts"])
         for key in sorted(kept):
             variant, _, name = key.partition("/")
             found.setdefault(variant, {})[name] = kept[key]

@@ -238,11 +238,12 @@ def test_scale_and_seeds_come_from_params_and_the_data_root_from_the_environment
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_an_experiment_file_introduces_itself(path):
-    head = path.read_text().partition("\n\n")[0].splitlines()
-    assert all(line.startswith("# ") for line in head)
-    said = [line.split()[1] for line in head if not line.startswith("#  ")]
+    """Five headings, the last of them one line, the command; notes may follow under a bare #."""
+    head, _, notes = path.read_text().partition("\n\n")[0].partition("\n#\n")
+    assert all(line.startswith("# ") for line in [*head.splitlines(), *notes.splitlines()])
+    said = [line.split()[1] for line in head.splitlines() if not line.startswith("#  ")]
     assert said == ["Question", "Feeds", "Expect", "Cost", "Run"]
-    assert f"experiments/{path.parent.name}/{path.name}" in head[-1]
+    assert f"experiments/{path.parent.name}/{path.name}" in head.splitlines()[-1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -260,7 +261,8 @@ def test_every_variant_is_built_and_classifies_the_images_of_its_scale(path, sca
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_command_of_an_experiment_file_runs_at_scale_smoke(path, tmp_path, monkeypatch):
-    command = shlex.split(path.read_text().partition("\n\n")[0].splitlines()[-1].partition("Run")[2])
+    (run_line,) = re.findall(r"^# Run +(.*)$", path.read_text(), re.MULTILINE)
+    command = shlex.split(run_line)
     assert command[:2] == ["skipform", "fit"]
     monkeypatch.chdir(EXPERIMENTS.parent)
     out = tmp_path / "out"

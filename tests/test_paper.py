@@ -133,10 +133,10 @@ def leave_examples(folder):
         | {"pyramid.p2": image[0], "pyramid.p3": image[0, :, ::2, ::2].copy()},
         "gpt": maps,
     }
-    texts = {"gpt": {"skips/continuation": json.dumps(["to be, or"] * 3)}}
+    texts = {"gpt": {"skips/continuation": ["to be, or"] * 3}}
     for net, arrays in kept.items():
         named = {f"skips/{name}": array for name, array in arrays.items()}
-        save_file(named, folder / f"{net}.safetensors", texts.get(net))
+        save_file(named, folder / f"{net}.safetensors", {"texts": json.dumps(texts.get(net, {}))})
 
 
 def run_notebooks(root):

@@ -20,10 +20,10 @@ from skipform.stages.run import load
 def main(runs: str, *, out: str, count: int = 4) -> None:
     """Show `count` test inputs to every variant of every net in RUNS (of its seeds the first).
 
-    OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME (inputs, targets, predictions; a
-    text stands in the file's metadata, a JSON list of one text an example), and of nets that attend "attention.K", the
-    weights (heads, t, s) that the first example's K-th attention paid, of nets with a feature pyramid "pyramid.p2" and
-    so on, its maps of the first example.
+    OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME: inputs, targets, predictions, a
+    tensor with one entry an example, or texts, which stand in the file's metadata as JSON under "texts". Of nets that
+    attend also "attention.K", the weights (heads, t, s) that the first example's K-th attention paid; of nets with a
+    feature pyramid "pyramid.p2" and so on, its maps of the first example.
 
     Args:
         runs: The folder of the experiments that `skipform fit` left, for example runs/survey.
@@ -44,16 +44,17 @@ def write(folder: Path, out: Path, count: int) -> None:
     """One net's file; see `main`."""
     variants = sorted(path for path in folder.glob("*") if path.is_dir())
     tensors: dict[str, Tensor] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     for variant in variants:
         run = min(variant.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
         for name, found in shown(run, count).items():
             if isinstance(found, list):
-                texts[f"{variant.name}/{name}"] = json.dumps(found, ensure_ascii=False)
+                texts[f"{variant.name}/{name}"] = found
             else:
                 tensors[f"{variant.name}/{name}"] = found.contiguous()
     with whole(out) as beside:
-        save_file(tensors, beside, texts)
+        # one entry, for safetensors puts several in any order
+        save_file(tensors, beside, {"texts": json.dumps(texts, ensure_ascii=False)})
 
 
 @torch.no_grad()
