@@ -1,0 +1,198 @@
+"""Objects in an image: a box and a class each.
+
+Letters: n images, q predictions of an image, c classes, l read-outs of a net (the auxiliary ones, then the last), K
+objects in all images, m pairs of a prediction and an object.
+"""
+
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import MetricCollection
+from torchmetrics.detection import MeanAveragePrecision
+from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
+
+from skipform.errors import SkipformError
+from skipform.tasks.optimizer import Optimizer
+from skipform.tasks.task import Numbers, Task
+
+Target = dict[str, Any]
+BOX, OVERLAP = 5.0, 2.0  # weights of the L1 distance and of the GIoU, in matching and loss (DETR, Section A.4)
+NOTHING = 0.1  # weight of "no object" in the cross-entropy
+
+
+class Detect(Task):
+    """Average precision as COCO has it, by pycocotools, of at most 100 boxes an image: `ap` over IoU 0.50, 0.55, ...,
+    0.95, `ap50` at 0.50, `ap75` at 0.75. A batch is (images (n, c, h, w), targets), see `data.boxes.Boxes`.
+
+    A net that takes targets, forward(images, targets), knows its losses, as torchvision's detectors do: of a list of
+    images (c, h, w), in training, {name: loss}, of which the sum is minimised; in evaluation mode for each image
+    {"boxes", "scores", "labels"}.
+
+    Any other, forward(images, mask), predicts a set, {"logits", "boxes", "auxiliary"}, as DETR does: minimised is
+    `set_loss`; every prediction counts, as the likeliest class other than "no object".
+    """
+
+    TARGETS = "boxes"
+    SHOWN = ("ap50", "%")
+
+    def __init__(self, net: nn.Module, optimizer: Optimizer) -> None:
+        super().__init__(net, optimizer)
+        self.takes_targets = "targets" in signature(net.forward).parameters
+
+    def quicken(self, *, channels_last: bool, backend: str = "inductor") -> None:
+        raise SkipformError("trainer.fast: true; accepted with task detect: false, for its loss has no fixed shapes")
+
+    def step(self, images: Tensor, targets: list[Target]) -> Numbers:  # type: ignore[override]
+        loss = (
+            self._own_loss(images, targets)
+            if self.takes_targets
+            else self._set_loss(self._seen(images, targets), targets)
+        )
+        return {"loss": loss, "size": len(images)}
+
+    def evaluate(self, split: str, images: Tensor, targets: list[Target]) -> Numbers:  # type: ignore[override]
+        seen = self._seen(images, targets)
+        self.metric(split).update(self._detected(seen, targets), targets)
+        loss = self._own_loss(images, targets) if self.takes_targets else self._set_loss(seen, targets)
+        return {"loss": loss, "size": len(images)}
+
+    def metrics(self) -> MetricCollection:
+        precision = MeanAveragePrecision(backend="pycocotools")
+        precision.warn_on_many_detections = False  # the best 100 count, as COCO has it
+        return MetricCollection({"precision": precision})
+
+    def scores(self, split: str) -> dict[str, float]:
+        if split not in self.gathered:
+            return {}
+        found = self.gathered.pop(split).compute()
+        names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
+        return {ours: 100 * found[theirs].item() for ours, theirs in names.items()}
+
+    def examples(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor | list[str]]:  # type: ignore[override]
+        """An image with fewer boxes than another one has boxes of label -1 to the same number."""
+        found = self._detected(self._seen(images, targets), targets)
+        return {
+            "images": images,
+            "boxes": pad_sequence([target["boxes"] for target in targets], True),
+            "labels": pad_sequence([target["labels"] for target in targets], True, -1),
+            "predicted_boxes": pad_sequence([each["boxes"] for each in found], True),
+            "predicted_labels": pad_sequence([each["labels"] for each in found], True, -1),
+            "predicted_scores": pad_sequence([each["scores"] for each in found], True),
+        }
+
+    def _seen(self, images: Tensor, targets: list[Target]) -> Any:
+        """What the net gives for the images alone."""
+        return self.net(cut(images, targets)) if self.takes_targets else self.net(images, present(images, targets))
+
+    def _detected(self, seen: Any, targets: list[Target]) -> list[dict[str, Tensor]]:
+        return seen if self.takes_targets else detections(seen, [target["size"] for target in targets])
+
+    def _own_loss(self, images: Tensor, targets: list[Target]) -> Tensor:
+        mode = self.net.training
+        self.net.training = True  # for held-out images too, in which its layers stay in evaluation mode
+        losses = self.net(cut(images, targets), objects(targets))
+        self.net.training = mode
+        return torch.stack(list(losses.values())).sum()
+
+    def _set_loss(self, seen: Any, targets: list[Target]) -> Tensor:
+        return set_loss(seen, targets, share=self.training and distributed.is_initialized())
+
+
+def cut(images: Tensor, targets: list[Target]) -> list[Tensor]:
+    """The images without the zeros that make them one tensor."""
+    return [image[:, :h, :w] for image, (h, w) in zip(images, (target["size"] for target in targets), strict=True)]
+
+
+def present(images: Tensor, targets: list[Target]) -> Tensor:
+    """Where an image is none of these zeros: boolean (n, h, w)."""
+    mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
+    for row, target in zip(mask, targets, strict=True):
+        row[: target["size"][0], : target["size"][1]] = True
+    return mask
+
+
+def objects(targets: list[Target]) -> list[Target]:
+    """Boxes and labels to learn from: those that are no crowd."""
+    single = [target["iscrowd"] == 0 for target in targets]
+    return [{key: target[key][one] for key in ("boxes", "labels")} for target, one in zip(targets, single, strict=True)]
+
+
+def detections(seen: dict[str, Any], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+    """Predicted sets as boxes x0 y0 x1 y1 in pixels of images of sizes (h, w), best first."""
+    chances, labels = seen["logits"].float().softmax(-1)[..., :-1].max(-1)  # n q
+    boxes = corners(seen["boxes"].float())  # n q 4
+    order = chances.argsort(descending=True)  # n q
+    return [
+        {"boxes": box[best] * box.new_tensor([w, h, w, h]), "scores": chance[best], "labels": label[best]}
+        for box, chance, label, best, (h, w) in zip(boxes, chances, labels, order, sizes, strict=True)
+    ]
+
+
+def set_loss(seen: dict[str, Any], targets: list[Target], *, share: bool = False) -> Tensor:
+    """The loss of "End-to-end object detection with transformers", eq. (2) and Sections 3.1, A.4. Of each read-out,
+    paired with the objects by `match`, and added over all of them:
+
+        weighted mean over all predictions of -log p(class), the class of one without an object being "no object"
+        + 1/K sum over the pairs of  5 |b - b'|_1 + 2 (1 - GIoU(b, b'))
+
+    with boxes as centre, width, height in shares of the image's size. "No object" weighs 0.1, every class 1.
+
+    share: K, 1 at least, and the sum of the weights are means over the processes, so that their mean gradient is that
+    of all images in one.
+    """
+    logits = torch.cat([seen["auxiliary"]["logits"], seen["logits"][None]]).float()  # l n q c+1
+    boxes = torch.cat([seen["auxiliary"]["boxes"], seen["boxes"][None]]).float()  # l n q 4
+    wanted = objects(targets)
+    labels = torch.cat([each["labels"] for each in wanted])  # K
+    scaled = [
+        each["boxes"] / boxes.new_tensor([w, h, w, h])
+        for each, (h, w) in zip(wanted, (target["size"] for target in targets), strict=True)
+    ]
+    goals = box_convert(torch.cat(scaled), "xyxy", "cxcywh")  # K 4
+    layer, image, query, number = match(logits, boxes, labels, goals, [len(each["labels"]) for each in wanted])  # m
+    classes = torch.full_like(logits[..., 0], logits.shape[-1] - 1, dtype=torch.int64)  # l n q
+    classes[layer, image, query] = labels[number]
+    weight = logits.new_ones(logits.shape[-1])  # c+1
+    weight[-1] = NOTHING
+    sizes = torch.stack([weight[classes].sum() / len(logits), weight.new_tensor(len(labels))])
+    if share:
+        distributed.all_reduce(sizes)
+        sizes = sizes / distributed.get_world_size()
+    entropy = functional.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="sum")
+    near, goal = boxes[layer, image, query], goals[number]  # m 4
+    distance = (near - goal).abs().sum()
+    apart = generalized_box_iou_loss(corners(near), corners(goal), reduction="sum")
+    return entropy / sizes[0] + (BOX * distance + OVERLAP * apart) / sizes[1].clamp(min=1)
+
+
+@torch.no_grad()
+def match(logits: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor, counts: list[int]) -> Tensor:
+    """Read-out, image, prediction and object of each pair, (4, m): in each read-out of each image the objects, its own
+    counts[i] of the K, are paired one to one with predictions so that the sum of
+
+        -p(class of the object) + 5 |b - b'|_1 - 2 GIoU(b, b')
+
+    is least; if there are more objects than predictions, objects are left. One wait for the device.
+
+    logits (l, n, q, c+1), boxes (l, n, q, 4), labels (K,), goals (K, 4), boxes as centre, width, height.
+    """
+    overlap = generalized_box_iou(corners(boxes).flatten(0, 2), corners(goals)).view(*boxes.shape[:3], len(goals))
+    cost = BOX * torch.cdist(boxes, goals, 1) - OVERLAP * overlap - logits.softmax(-1)[..., labels]  # l n q K
+    pairs, done = [np.zeros((4, 0), np.int64)], 0
+    for image, own in enumerate(cost.cpu().numpy().swapaxes(0, 1)):  # l q K
+        for layer, costs in enumerate(own[..., done : done + counts[image]]):
+            query, number = linear_sum_assignment(costs)
+            pairs.append(np.stack([np.full_like(query, layer), np.full_like(query, image), query, done + number]))
+        done += counts[image]
+    return torch.from_numpy(np.concatenate(pairs, 1)).to(labels.device)
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Centre x y, width, height -> x0 y0 x1 y1; (..., 4)."""
+    return box_convert(boxes, "cxcywh", "xyxy")
