@@ -27,12 +27,14 @@ from torchvision.transforms.v2.functional import resize
 from skipform.data.scenes import scenes
 from skipform.errors import SkipformError
 
-# Classes; mean and standard deviation per channel of the training images scaled to [0, 1] (COCO: ImageNet's, as usual).
+# Number of classes; mean and standard deviation per channel of the training images scaled to [0, 1] (COCO: as usual,
+# ImageNet's).
 SETS = {
-    "digit_boxes": (tuple("0123456789"), (0.164,), (0.201,)),
-    "bccd": (("RBC", "WBC", "Platelets"), (0.737, 0.696, 0.715), (0.061, 0.102, 0.075)),
+    "digit_boxes": (10, (0.164,), (0.201,)),
+    "bccd": (3, (0.737, 0.696, 0.715), (0.061, 0.102, 0.075)),
     "coco2017": (80, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+CELLS = ("RBC", "WBC", "Platelets")
 BCCD = "https://github.com/Shenggan/BCCD_Dataset/archive/refs/heads/master.zip"
 COCO = {  # what is fetched, with its md5 sum, and the numbers of images that then are there
     "http://images.cocodataset.org/zips/train2017.zip": "cced6f7f71b7629ddf16f17bbcfab6b2",
@@ -131,7 +133,7 @@ class Boxes(LightningDataModule):
         self.root, self.download, self.limit = root, download, limit
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.held_out = ["validation", "test"] if validation else ["test"]
-        self.drawn = (scenes, canvas, tuple(digits), tuple(size))
+        self.drawn = (scenes, canvas, (digits[0], digits[1]), (size[0], size[1]))  # lists, where YAML was read
         self.vary = Varied(tuple(sides), longest, crop, flip)
         self.splits: dict[str, list[Example]] = {}
 
@@ -139,7 +141,7 @@ class Boxes(LightningDataModule):
     def states(name: str, **rest: Any) -> dict[str, Any]:
         """What nets and tasks are told of a set."""
         classes, mean, _ = SETS[name]
-        return {"in_channels": len(mean), "num_classes": classes if isinstance(classes, int) else len(classes)}
+        return {"in_channels": len(mean), "num_classes": classes}
 
     def prepare_data(self) -> None:
         """Check every file, or fetch it: SkipformError names the first that is missing or altered."""
@@ -345,8 +347,8 @@ def _bccd_fetch(root: Path, broken: Path) -> None:
 
 @lru_cache(maxsize=1)  # the seeds and variants of one experiment read the same set
 def _bccd(root: str) -> dict[str, list[Example]]:
-    classes, (_, files) = SETS["bccd"][0], _bccd_files(Path(root))
-    parts = {}
+    _, files = _bccd_files(Path(root))
+    parts: dict[str, list[Example]] = {}
     for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
         parts[split] = []
         for image in files[f"ImageSets/Main/{name}.txt"].decode().split():
@@ -355,7 +357,7 @@ def _bccd(root: str) -> dict[str, list[Example]]:
                 [float(found.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
                 for found in objects
             ]
-            labels = [classes.index(found.findtext("name", "")) for found in objects]  # type: ignore[union-attr]
+            labels = [CELLS.index(found.findtext("name", "")) for found in objects]
             parts[split].append(_example(files[f"JPEGImages/{image}.jpg"], boxes, labels, [0] * len(labels)))
     return parts
 
@@ -413,7 +415,7 @@ def _fetched(url: str, folder: Path, broken: Path, md5: str | None = None) -> Pa
 
 @lru_cache(maxsize=1)
 def _coco(root: str) -> dict[str, list[Example]]:
-    parts = {}
+    parts: dict[str, list[Example]] = {}
     for split, part in (("train", "train"), ("test", "val")):
         said = json.loads((Path(root) / "coco" / "annotations" / f"instances_{part}2017.json").read_bytes())
         label = {number: i for i, number in enumerate(sorted(category["id"] for category in said["categories"]))}

@@ -48,7 +48,7 @@ class Detect(Task):
     def quicken(self, *, channels_last: bool, backend: str = "inductor") -> None:
         raise SkipformError("trainer.fast: true; accepted with task detect: false, for its loss has no fixed shapes")
 
-    def step(self, images: Tensor, targets: list[Target]) -> Numbers:  # type: ignore[override]
+    def step(self, images: Tensor, targets: list[Target]) -> Numbers:
         loss = (
             self._own_loss(images, targets)
             if self.takes_targets
@@ -56,7 +56,7 @@ class Detect(Task):
         )
         return {"loss": loss, "size": len(images)}
 
-    def evaluate(self, split: str, images: Tensor, targets: list[Target]) -> Numbers:  # type: ignore[override]
+    def evaluate(self, split: str, images: Tensor, targets: list[Target]) -> Numbers:
         seen = self._seen(images, targets)
         self.metric(split).update(self._detected(seen, targets), targets)
         loss = self._own_loss(images, targets) if self.takes_targets else self._set_loss(seen, targets)
@@ -74,7 +74,7 @@ class Detect(Task):
         names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
         return {ours: 100 * found[theirs].item() for ours, theirs in names.items()}
 
-    def examples(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor | list[str]]:  # type: ignore[override]
+    def examples(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor | list[str]]:
         """An image with fewer boxes than another one has boxes of label -1 to the same number."""
         found = self._detected(self._seen(images, targets), targets)
         return {
