@@ -167,7 +167,7 @@ def waves(position: Tensor, d: int) -> Tensor:
 def waves_2d(present: Tensor, d: int, dtype: torch.dtype) -> Tensor:
     """(n, h, w) booleans -> (n, h, w, d): waves of the row, then of the column, each counted from 1 along the places
     that are present and scaled to end at 2 pi ("End-to-end object detection with Transformers", Appendix A.4)."""
-    counts = [present.to(dtype).cumsum(axis) for axis in (1, 2)]  # n h w
+    counts = [present.cumsum(axis).to(dtype) for axis in (1, 2)]  # n h w; whole numbers sum the same in any order
     ends = (counts[0][:, -1:, :], counts[1][:, :, -1:])
     # 1e-6, as published: a row or column without any place divides by it
     return torch.cat([waves(2 * torch.pi * c / (end + 1e-6), d // 2) for c, end in zip(counts, ends, strict=True)], -1)
