@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import style
 from matplotlib.patches import Rectangle
+from scipy import ndimage
 
 style.use()
 names = frame.names()
@@ -40,47 +41,50 @@ def save(figure: plt.Figure, name: str) -> None:
 # %% [markdown]
 # ## Masks
 #
-# The class of every pixel, written on it as well: the true mask, then what each variant predicts.
+# The class of every pixel, written on every piece of it: the true mask, then what each variant predicts.
 
 
 # %%
 def mask(axes: plt.Axes, classes: np.ndarray, count: int, title: str = "") -> None:
-    """A mask (h, w) of classes 0 (background) .. count - 1, each class with its number at the middle of its pixels."""
+    """A mask (h, w) of classes 0 (background) .. count - 1; in the middle of each piece the number of its class."""
     axes.imshow(np.where(classes > 0, classes, np.nan), cmap="viridis", vmin=0, vmax=count, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8)
+    back = {"boxstyle": "round,pad=0.1", "facecolor": style.INK, "linewidth": 0}
     for each in np.unique(classes[classes > 0]):
-        rows, columns = np.nonzero(classes == each)
-        if len(rows) >= 0.004 * classes.size:  # specks stay without a number
-            back = {"boxstyle": "round,pad=0.1", "facecolor": style.INK, "linewidth": 0}
-            at = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "bbox": back}
-            axes.text(columns.mean(), rows.mean(), str(each - 1), **at)
+        pieces, number = ndimage.label(classes == each, np.ones((3, 3)))
+        for piece in range(1, number + 1):
+            rows, columns = np.nonzero(pieces == piece)
+            if len(rows) >= 0.01 * classes.size:  # specks stay without a number
+                at = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "bbox": back}
+                axes.text(columns.mean(), rows.mean(), str(each - 1), **at)
 
 
 segmented = [net for net in names if any("masks" in each for each in found[net].values())]
 if segmented:
-    columns = [("image", "", ""), ("truth", "", "")]
-    columns += [(names[net], net, variant) for net in segmented for variant in found[net]]
-    first = next(iter(found[segmented[0]].values()))
-    figure, grid = grid_of(SHOWN, len(columns), 0.35)
-    count = 1 + int(max(each["masks"].max() for net in segmented for each in found[net].values()))
+    images = 2
+    panels = 2 + max(len(found[net]) for net in segmented)
+    figure, grid = grid_of(images * len(segmented), panels, 0.4)
     for k, row in enumerate(grid):
-        for axes, (title, net, variant) in zip(row, columns, strict=True):
-            heading = f"{title}\n{variant}" if k == 0 else ""
-            if title == "image":
-                picture(axes, first["images"][k], heading)
-            else:
-                classes = found[net][variant]["predicted"][k] if net else first["masks"][k]
-                mask(axes, classes, count, heading)
+        net, image = segmented[k // images], k % images
+        variants = found[net]
+        first = next(iter(variants.values()))  # the images and the truth are every variant's
+        count = 1 + int(first["masks"].max())
+        picture(row[0], first["images"][image], names[net] if image == 0 else "")
+        mask(row[1], first["masks"][image], count, "truth" if image == 0 else "")
+        for axes, (variant, seen) in zip(row[2:], variants.items(), strict=False):
+            mask(axes, seen["predicted"][image], count, variant if image == 0 else "")
+        for axes in row[2 + len(variants) :]:
+            axes.remove()
     save(figure, "fig_masks")
 
 # %% [markdown]
 # ## Boxes
 #
-# Dashed: the true boxes. Solid: what a detector is surer of than one half, with the class and how sure it is.
+# Dashed: the true boxes. Solid: what a detector is surer of than `SURE`, with the class and how sure it is.
 
 # %%
-SURE = 0.5
+SURE = 0.3
 detected = [net for net in names if any("predicted_boxes" in each for each in found[net].values())]
 
 
@@ -104,7 +108,8 @@ if detected:
                 if label >= 0 and sure > SURE:
                     box(axes, corners, edgecolor="#c2481b", linewidth=1.2)
                     said = f"{label} {100 * sure:.0f} %"
-                    axes.text(corners[0], corners[1], said, fontsize=5.5, va="bottom", color="#c2481b")
+                    back = {"boxstyle": "square,pad=0.1", "facecolor": "#c2481b", "linewidth": 0}
+                    axes.text(corners[0], corners[3] - 1, said, fontsize=6, color="white", bbox=back)
     save(figure, "fig_boxes")
 
 # %% [markdown]
