@@ -1,8 +1,16 @@
-"""What is wrong with a request, said in one line."""
+"""What can go wrong: a request that cannot be met, or a defect of skipform itself."""
 
 
 class SkipformError(ValueError):
     """A request that cannot be met: names the thing, where it stood and what is accepted.
 
     Raised before any work starts. The command line prints its text as one line and exits with status 2.
+    """
+
+
+class InternalError(RuntimeError):
+    """A defect of skipform: a result failed its own check, and is not returned.
+
+    The text names the first operation whose value is wrong. The command line prints it as one line and exits with
+    status 2.
     """

@@ -60,7 +60,16 @@ def examples(example_inputs: Any) -> tuple[Tensor, ...]:
         raise SkipformError("no example inputs; a tensor or a tuple of tensors, batch first, is accepted")
     if len({len(x) for x in inputs}) != 1:
         raise SkipformError(f"example inputs of batch sizes {[len(x) for x in inputs]}; one common batch is accepted")
+    if len({x.dtype for x in inputs}) != 1:
+        raise SkipformError(f"example inputs of {', '.join(str(x.dtype) for x in inputs)}; one dtype is accepted")
     return inputs
+
+
+def in_dtype_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs in the dtype of the module's weights."""
+    weights = (*module.parameters(), *module.buffers())
+    dtype = next((w.dtype for w in weights if w.is_floating_point()), inputs[0].dtype)
+    return tuple(x.to(dtype) for x in inputs)
 
 
 def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], bool]) -> Captured:

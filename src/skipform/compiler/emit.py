@@ -27,7 +27,6 @@ from skipform.errors import SkipformError
 BATCH, OTHER_BATCH = 2, 3  # two batch sizes tell which dimension is the batch
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-SHARED = 4096  # constants up to this many entries are compared by value, so that (I I) is stored once
 
 
 class UnsupportedOperation(SkipformError):
@@ -35,16 +34,18 @@ class UnsupportedOperation(SkipformError):
 
 
 class Emitter:
-    """A graph under construction. Equal calls are written once; constants become buffers."""
+    """A graph under construction, in float64. Equal calls are written once; constants become buffers."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, *, keep_add: bool):
+    def __init__(self, device: torch.device, *, keep_add: bool):
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.dtype, self.device, self.keep_add = dtype, device, keep_add
+        self.device, self.keep_add = device, keep_add
         self.source: Any = None  # fx.Node, the operation that is being rewritten
+        self.place = ""  # and where it stands in the original
         self.readers: dict[fx.Node, int] = {}  # how many operations of the original read this result
         self._written: dict[Any, fx.Node] = {}
-        self._constants: dict[Any, fx.Node] = {}
+        self._constants: dict[Any, list[fx.Node]] = {}  # by dtype, shape and first entries
+        self._numbers = itertools.count()
 
     # -- words ---------------------------------------------------------------------------------------------------
 
@@ -56,26 +57,31 @@ class Emitter:
     def input(self, name: str, x: Tensor) -> fx.Node:
         """A placeholder shaped like the example x (b, ...)."""
         node = self.graph.placeholder(name)
-        node.meta["val"] = torch.empty(BATCH, *x.shape[1:], dtype=x.dtype, device="meta")
-        node.meta["probe"] = torch.empty(OTHER_BATCH, *x.shape[1:], dtype=x.dtype, device="meta")
+        node.meta["val"] = torch.empty(BATCH, *x.shape[1:], dtype=torch.float64, device="meta")
+        node.meta["probe"] = torch.empty(OTHER_BATCH, *x.shape[1:], dtype=torch.float64, device="meta")
         node.meta["batch_dim"] = 0
         return node
 
     def constant(self, value: Tensor) -> fx.Node:
-        """A buffer of the rewritten module, in its dtype unless it holds indices."""
-        value = value.detach().to(self.device)
+        """A buffer of the rewritten module: numbers in float64, or indices. Constants are told apart by their content,
+        never by identity, and copied: what later happens to the original's weights does not reach the rewritten module.
+        """
+        value = value.detach().to(self.device).contiguous()
         if value.is_floating_point():
-            value = value.to(self.dtype)
-        key: Any = id(value)
-        if value.numel() <= SHARED:
-            key = (value.dtype, tuple(value.shape), value.contiguous().cpu().numpy().tobytes())
-        if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
-            self.root.register_buffer(name, value.contiguous())
-            node = self.graph.get_attr(name)
-            node.meta["val"] = node.meta["probe"] = value.to("meta")
-            self._constants[key] = node
-        return self._constants[key]
+            value = value.double()
+            if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
+                raise self.unsupported("has a constant that is not finite", "finite weights")
+        key = (value.dtype, tuple(value.shape), tuple(value.flatten()[:8].tolist()))
+        alike = self._constants.setdefault(key, [])
+        for node in alike:
+            if torch.equal(self._value(node), value):
+                return node
+        name = f"constant_{next(self._numbers)}"
+        self.root.register_buffer(name, value.clone())
+        node = self.graph.get_attr(name)
+        node.meta["val"] = node.meta["probe"] = value.to("meta")
+        alike.append(node)
+        return node
 
     def emit(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """One call; tensors among the arguments become constants. Raises if the samples of the batch would mix."""
@@ -83,6 +89,7 @@ class Emitter:
         key = (target, _frozen(args), _frozen(kwargs))
         if key not in self._written:
             node = self.graph.call_function(target, args, kwargs)
+            node.meta["place"] = self.place
             for name in ("val", "probe"):
                 a, k = fx.node.map_arg((args, kwargs), lambda n: n.meta[name])  # noqa: B023
                 node.meta[name] = target(*a, **k)

@@ -8,12 +8,11 @@ its tensor depends on), so the depth L is the longest chain of ReLUs.
 d entries of the input, m rows (entries of a tensor), N coordinates of the final state.
 """
 
-import copy
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,23 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from skipform.compiler.capture import examples
+from skipform.compiler.capture import examples, in_dtype_of
+from skipform.compiler.check import (
+    AGREEMENT,
+    Evaluation,
+    agree,
+    batch_dim,
+    deviations,
+    first_difference,
+    from_rows,
+    output_nodes,
+    rows,
+    samples,
+    tensors,
+)
 from skipform.compiler.emit import BATCH, CONVOLUTIONS, TRANSPOSED
-from skipform.compiler.rewrite import rewrite
+from skipform.compiler.rewrite import rewrite_in_float64
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
@@ -138,15 +149,18 @@ def _weight_rows(node: Any, weight: Tensor) -> int:
     return math.prod(weight.shape[:-1])
 
 
-def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY) -> CanonicalNetwork:
+def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
     """The canonical network of a piecewise linear torch module in eval mode, in float64.
 
     example_inputs as for `rewrite`; several inputs (and outputs) are flattened and laid end to end, and then the
     network is over flat vectors. The matrices of a convolution have one row for each pixel, so this is for small
     images: a network whose matrices would take more than `memory` bytes is refused before any is built.
+
+    Unless `check` is false, the rewritten module is compared with the original and the network with both, and
+    InternalError is raised if they differ.
     """
-    inputs = tuple(x.double() for x in examples(example_inputs))
-    graph = rewrite(copy.deepcopy(module).double(), inputs, keep_add=True)
+    inputs = in_dtype_of(module, examples(example_inputs))
+    graph = rewrite_in_float64(module, inputs, keep_add=True, check=check)
     shape = structure(graph)
     needed = ENTRY * (shape.entries + 3 * shape.largest)
     if needed > memory:
@@ -155,7 +169,24 @@ def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY) -> C
             f"{type(module).__name__}: its affine maps on inputs of {sizes} "
             f"may take {needed / 2**30:.1f} GiB; memory={memory / 2**30:.1f} GiB is accepted (smaller inputs, or more)"
         )
-    return _Flattening(graph, shape).network()
+    network = _Flattening(graph, shape).network()
+    if check:
+        _compare(graph, shape, network)
+    return network
+
+
+def _compare(graph: fx.GraphModule, shape: Structure, network: CanonicalNetwork) -> None:
+    """Raise InternalError, naming the first operation whose matrix is wrong, unless the network computes what the
+    rewritten module does on three samples (see check.py)."""
+    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
+    points = samples([_shape(n)[1:] for n in inputs], 3)
+    outputs = [rows(y, batch_dim(n)) for y, n in zip(tensors(graph(*points)), output_nodes(graph.graph), strict=True)]
+    expected = torch.cat([y.expand(3, -1) for y in outputs], 1)
+    given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.flatten(1) for x in points], 1))
+    if not agree(expected, given, 0, AGREEMENT):
+        original = Evaluation(graph.graph, points, graph).values
+        allowed = deviations(graph.graph, points, original, graph)
+        first_difference(_Flattening(graph, shape).values_at(original), original, allowed)
 
 
 class _Flattening:
@@ -172,6 +203,23 @@ class _Flattening:
         self.levels: dict[fx.Node, int] = {}
 
     def network(self) -> CanonicalNetwork:
+        leaves = output_nodes(self.graph.graph)
+        values = {node: affine for node, *affine in self._matrices() if node in leaves}
+        matrix = sparse.vstack([values[n][0] for n in leaves], format="csr")
+        return self._assemble(matrix, np.concatenate([values[n][1] for n in leaves]), leaves)
+
+    def values_at(self, original: dict[fx.Node, Tensor]) -> Iterator[tuple[str, fx.Node, Tensor]]:
+        """(place, node, value) of every operation by its matrix, where inputs and ReLUs have their `original` values."""
+        state = np.zeros((self.columns, 3))
+        for node, matrix, bias in self._matrices():
+            if node.op == "placeholder" or node.target is torch.relu:
+                state[matrix.indices] = rows(original[node], node.meta["batch_dim"]).T.numpy()
+            elif node.op == "call_function":
+                value = torch.from_numpy(matrix @ state + bias[:, None]).T
+                yield node.meta["place"], node, from_rows(value, original[node], node.meta["batch_dim"])
+
+    def _matrices(self) -> Iterator[tuple[fx.Node, sparse.csr_array, np.ndarray]]:
+        """Every node of the graph as an affine function of the coordinates opened so far."""
         values: dict[fx.Node, tuple[sparse.csr_array, np.ndarray]] = {}
         last = {n: node for node in self.graph.graph.nodes for n in node.all_input_nodes}
         for node in self.graph.graph.nodes:
@@ -179,18 +227,15 @@ class _Flattening:
                 constant = _constant(self.graph, node).numpy()
                 if constant.dtype == np.float64:
                     values[node] = self._zero(constant.size), constant.ravel()
-                continue
-            if node.op == "output":
-                leaves = [n for n in pytree.tree_leaves(node.args[0]) if isinstance(n, fx.Node)]
-                matrix = sparse.vstack([values[n][0] for n in leaves], format="csr")
-                return self._assemble(matrix, np.concatenate([values[n][1] for n in leaves]), leaves)
-            sources = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
-            self.levels[node] = max((self.levels[n] for n in sources), default=0)
-            values[node] = self._value(node, sources, values)
-            for n in sources:
-                if last[n] is node:
-                    del values[n]
-        raise AssertionError("a graph without output")
+                    yield node, *values[node]
+            elif node.op != "output":
+                sources = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
+                self.levels[node] = max((self.levels[n] for n in sources), default=0)
+                values[node] = self._value(node, sources, values)
+                yield node, *values[node]
+                for n in sources:
+                    if last[n] is node:
+                        del values[n]
 
     def _value(self, node: Any, sources: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Any:
         if node.op == "placeholder":

@@ -10,47 +10,79 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examples, mutates
-from skipform.compiler.emit import Emitter, UnsupportedOperation
+from skipform.compiler.check import check as compare
+from skipform.compiler.emit import Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
 from skipform.errors import SkipformError
 
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
 
 
-def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False) -> fx.GraphModule:
+def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, check: bool = True) -> fx.GraphModule:
     """A graph module equal to `module` in eval mode whose only operations are affine maps with constant weights
     (convolution, linear, matmul), `torch.relu`, `torch.cat`, and what moves entries (reshape, permute, slices, ...).
 
     An addition x + y is a concatenation and the fixed map (I I) (Theorem 2); with `keep_add` it stays `torch.add`,
     which is the same by Proposition 1. example_inputs: a tensor or tuple of tensors, batch first; the result takes any
-    batch size, and the other sizes of the example only. Its weights are buffers, in the dtype of the first input.
+    batch size, and the other sizes of the example only. Its weights are buffers of its own, in the dtype of the inputs:
+    the original may be trained, moved or changed afterwards.
+
+    Unless `check` is false the result is compared with `module` before it is returned (see check.py).
 
     The count of the original's operations by name is in meta["original_operations"] of the result.
-    Every node that depends on the input has node.meta["batch_dim"] and node.meta["val"], a tensor on the meta device.
+    Every node that depends on the input has node.meta["batch_dim"], node.meta["val"], a tensor on the meta device, and
+    node.meta["place"], where the operation that it was written for stands.
     Raises UnsupportedOperation for an operation that has no rule or is not piecewise linear, SkipformError for a module
-    in training mode, inputs it does not take, control flow on data.
+    in training mode, inputs it does not take, control flow on data, InternalError if the result failed its check.
     """
     inputs = examples(example_inputs)
+    return _cast(rewrite_in_float64(module, inputs, keep_add, check=check), inputs[0].dtype, type(module).__name__)
+
+
+@torch.no_grad()
+def rewrite_in_float64(
+    module: nn.Module, example_inputs: Any, keep_add: bool = False, *, check: bool = True
+) -> fx.GraphModule:
+    """`rewrite`, in float64 whatever the dtype of the module and its inputs, whose numbers are taken as they are."""
+    inputs = examples(example_inputs)
     captured = capture(module, inputs, supported)
-    emitter = Emitter(inputs[0].dtype, inputs[0].device, keep_add=keep_add)
+    emitter = Emitter(inputs[0].device, keep_add=keep_add)
     values: dict[fx.Node, Any] = {}
     origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> what it writes into
-    with torch.no_grad():
-        for node in captured.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = _placeholder(emitter, captured, node, inputs)
-            elif node.op == "call_function":
-                arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _read(values, origin, n))
-                emitter.source = node
-                result = _apply(emitter, node, *arguments)
-                if mutates(node):
-                    origin[node] = origin.get(node.args[0], node.args[0])
-                    values[origin[node]] = result
-                values[node] = result
-                _check(emitter, node, result)
-            elif node.op == "output":
-                flat = [_output(emitter, a, _read(values, origin, a)) for a in node.args[0]]
-    return _finish(emitter, captured, flat, inputs, type(module).__name__)
+    written: dict[fx.Node, Any] = {}  # an operation -> what its rule wrote for it
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = _placeholder(emitter, captured, node, inputs)
+        elif node.op == "call_function":
+            arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _read(values, origin, n))
+            emitter.source, emitter.place = node, where(node)
+            written[node] = result = _apply(emitter, node, *arguments)
+            if mutates(node):
+                origin[node] = origin.get(node.args[0], node.args[0])
+                values[origin[node]] = result
+            values[node] = result
+            _compare_sizes(emitter, node, result)
+        elif node.op == "output":
+            flat = [_output(emitter, a, _read(values, origin, a)) for a in node.args[0]]
+    graph = _finish(emitter, captured, flat, inputs, type(module).__name__)
+    if check:
+        compare(module, captured, graph, written, inputs)
+    return graph
+
+
+def _cast(graph: fx.GraphModule, dtype: torch.dtype, name: str) -> fx.GraphModule:
+    """The same graph in another dtype; it must hold every weight."""
+    if dtype == torch.float64:
+        return graph
+    graph.to(dtype)
+    for buffer in graph.buffers():
+        if not bool(buffer.isfinite().all()):
+            raise SkipformError(f"{name}: a rewritten weight is too large for {dtype}; float64 is accepted")
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.is_floating_point():
+            node.meta["val"] = value.to(dtype)
+    return graph
 
 
 class InputShapes:
@@ -94,7 +126,8 @@ def _read(values: dict[fx.Node, Any], origin: dict[fx.Node, fx.Node], node: Any)
 def _placeholder(emitter: Emitter, captured: Captured, node: fx.Node, inputs: Sequence[Tensor]) -> Any:
     if node.name in captured.inputs:
         return emitter.input(node.name, inputs[captured.inputs.index(node.name)])
-    return captured.constants[node.name]
+    value = captured.constants[node.name]
+    return value.double() if value.is_floating_point() else value
 
 
 def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
@@ -126,7 +159,10 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _constant(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
-    """An operation on constants. One that is shaped like the batch is kept as a single row, equal for every sample."""
+    """An operation on constants, in float64. One that is shaped like the batch is kept as a single row, equal for every
+    sample; one that draws random numbers is refused."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise emitter.unsupported("draws random numbers", "a buffer that holds them")
     values = pytree.tree_leaves(node.meta["val"])
     shaped = [isinstance(d, torch.SymInt) for v in values if isinstance(v, Tensor) for d in v.shape]
     sized = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.SymInt)]
@@ -134,10 +170,13 @@ def _constant(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
     if sized and not (uniform and any(shaped)):
         raise emitter.unsupported("computes with the batch size")
     args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: 1 if isinstance(a, torch.SymInt) else a)
-    return node.target(*args, **kwargs)
+    if mutates(node):
+        args = (args[0].clone(), *args[1:])  # what the module holds is not written to
+    result = node.target(*args, **kwargs)
+    return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
 
 
-def _check(emitter: Emitter, node: fx.Node, result: Any) -> None:
+def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
     """Every rule keeps the shape of the original: a wrong rule is loud. Notes how many operations read the result."""
     pairs = [(result, node.meta.get("val"))]
     if isinstance(result, (tuple, list)):

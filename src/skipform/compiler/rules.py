@@ -696,9 +696,9 @@ def interpolate(e: Emitter, x: Value, *args: Any, **kwargs: Any) -> fx.Node:
 
 def same(e: Emitter, x: Value, *args: Any, **kwargs: Any) -> fx.Node:
     """The identity: copies, contiguity, casts to the same kind of number."""
-    val = e.source.meta["val"]
-    if val.dtype != x.meta["val"].dtype:
-        raise e.unsupported(f"casts {x.meta['val'].dtype} to {val.dtype}", "one dtype throughout")
+    before, after = e.source.args[0].meta["val"].dtype, e.source.meta["val"].dtype
+    if after != before:
+        raise e.unsupported(f"casts {before} to {after}", "one dtype throughout")
     return x
 
 

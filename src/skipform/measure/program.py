@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skipform.errors import SkipformError
+from skipform.errors import InternalError, SkipformError
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
 
@@ -72,11 +72,12 @@ class Program:
     in_features: int
 
     @staticmethod
-    def of(f: nn.Module | CanonicalNetwork, x: Tensor) -> "Program":
+    def of(f: nn.Module | CanonicalNetwork, x: Tensor, *, check: bool = True) -> "Program":
         """The program of a canonical network, or of a torch module in eval mode for inputs shaped like x.
 
-        The module is copied, moved to the CPU and promoted to float64. Raises SkipformError if the module is in
-        training mode, if x does not fit, or (the compiler's UnsupportedOperation) if it is not piecewise linear.
+        The module is copied, moved to the CPU and rewritten in float64. Unless `check` is false, its rewritten form is
+        compared with it, and the program with that. Raises SkipformError if the module is in training mode, if x does
+        not fit, (the compiler's UnsupportedOperation) if it is not piecewise linear, InternalError if a check failed.
         """
         if isinstance(f, CanonicalNetwork):
             accepted = {(f.in_features,), f.input_shape}
@@ -84,13 +85,42 @@ class Program:
                 raise SkipformError(
                     f"measure: a point of shape {tuple(x.shape)}; {f.input_shape or (f.in_features,)} is accepted"
                 )
-            return _of_canonical(f.float() if f.is_exact else f)
-        from skipform.compiler.rewrite import rewrite  # the compiler is only needed for torch modules
+            return _of_canonical(f.float() if f.is_exact else f, check)
+        from skipform.compiler.capture import in_dtype_of  # the compiler is only needed for torch modules
+        from skipform.compiler.rewrite import rewrite_in_float64
 
-        module = promoted(f)
-        example = x.detach().cpu().double()[None]
+        module = on_cpu(f)
+        (example,) = in_dtype_of(module, (x.detach().cpu()[None],))
         # Additions stay additions: written as a concatenation they would only make the state wider.
-        return _of_graph(rewrite(module, example, keep_add=True), example)
+        graph = rewrite_in_float64(module, example, keep_add=True, check=check)
+        program = _of_graph(graph, example.double())
+        if check:
+            program.compare(graph, tuple(x.shape))
+        return program
+
+    def compare(self, graph: "fx.GraphModule", shape: tuple[int, ...]) -> None:
+        """Raise InternalError, naming the first ReLU that reads a wrong value, unless the program computes what the
+        rewritten module does on three samples."""
+        from skipform.compiler import check
+
+        points = check.samples([shape], 3)
+        (expected,), (output,) = check.tensors(graph(*points)), check.output_nodes(graph.graph)
+        read: list[Tensor] = []  # by every ReLU
+        state = points[0].flatten(1)
+        for step in self.steps:
+            state = step.apply(state)
+            read.append(state[:, : step.units].clone())
+            state[:, : step.units].relu_()
+        if check.agree(check.rows(expected, check.batch_dim(output)), state, 0, check.AGREEMENT):
+            return
+        original = check.Evaluation(graph.graph, points, graph).values
+        allowed = check.deviations(graph.graph, points, original, graph)
+        inputs = [n.all_input_nodes[0] for n in graph.graph.nodes if n.target is torch.relu]
+        values = (
+            (n.meta.get("place", "the input"), n, check.from_rows(value, original[n], n.meta["batch_dim"]))
+            for n, value in zip([*inputs, output], [*read[:-1], state], strict=True)
+        )
+        check.first_difference(values, original, allowed)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -119,12 +149,17 @@ class Program:
         return tangent.view(n, r, -1), TOLERANCE * UNIT * error
 
 
-def promoted(module: nn.Module) -> nn.Module:
-    """A copy of the module in float64 on the CPU. Raises SkipformError if it is in training mode."""
+def on_cpu(module: nn.Module) -> nn.Module:
+    """A copy of the module on the CPU. Raises SkipformError if it is in training mode."""
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise SkipformError(f"measure: {training[0]} is in training mode; a module in eval mode is accepted")
-    return copy.deepcopy(module).cpu().double()
+    return copy.deepcopy(module).cpu()
+
+
+def promoted(module: nn.Module) -> nn.Module:
+    """A copy of the module in float64 on the CPU. Raises SkipformError if it is in training mode."""
+    return on_cpu(module).double()
 
 
 def rounding(step: Step, size: Tensor, error: Tensor) -> Tensor:
@@ -166,7 +201,8 @@ def _affine_step(affine: Affine, carried: np.ndarray) -> Step:
     return Step(apply, len(bias), len(bias) + len(carried))
 
 
-def _of_canonical(net: CanonicalNetwork) -> Program:
+def _of_canonical(net: CanonicalNetwork, check: bool) -> Program:
+    """The program of a canonical network. `check`: every step is compared with its layer, on random states."""
     # Coordinates are counted in z_L, of which z_k is the tail that starts where A_k's inputs start.
     total = net.readout.in_features
     reads = [np.unique(affine.indices) + total - affine.in_features for affine in net.affine_maps]
@@ -183,10 +219,23 @@ def _of_canonical(net: CanonicalNetwork) -> Program:
             affine.indptr, np.searchsorted(state, affine.indices + start), affine.data, affine.bias, len(state)
         )
         step = _affine_step(here, carried)
+        if check:
+            _compare_step(step, affine, state - start, carried, k)
         last = k == net.depth
         steps.append(replace(step, units=0) if last else step)
         state = np.concatenate([np.arange(start - affine.out_features, start), state[carried]])
     return Program(tuple(steps), net.in_features)
+
+
+def _compare_step(step: Step, affine: Affine, state: np.ndarray, carried: np.ndarray, k: int) -> None:
+    """Raise InternalError unless the step computes the layer's A z + b, to 1e-12 (|A| |z| + |b|): thousands of times its
+    rounding, for sums of up to a thousand terms. state: which entries of z are its columns."""
+    z = np.random.default_rng(k).standard_normal(affine.in_features)
+    expected = np.concatenate([affine(z[None])[0], z[state[carried]]])
+    given = step.apply(torch.from_numpy(z[state])[None])[0].numpy()
+    size = np.concatenate([abs(affine.weight) @ abs(z) + abs(affine.bias), abs(z[state[carried]])])
+    if (abs(given - expected) > 1e-12 * size).any():
+        raise InternalError(f"measure: step {k} of a canonical network differs from its layer; please report it")
 
 
 def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:

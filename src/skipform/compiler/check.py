@@ -1,0 +1,210 @@
+"""The guard of the compiler: a rewritten network is compared with its original before anybody gets it.
+
+Both are evaluated in float64, at several batch sizes, on random inputs and where ReLUs and maxima have their kinks. They
+sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the most that the models of torchvision
+and timm leave (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both graphs are
+evaluated operation by operation, and a difference counts if it is larger than what the original itself does when every
+intermediate result is perturbed.
+
+    deviation of a tensor = the largest change that WALKS evaluations show in which each result r of an operation becomes
+                            r + 2^-40 M g, with g standard normal and M the largest number that enters or leaves it
+    allowed               = 2^-3 of it: what perturbations of 2^-43 do, a thousand roundings of 2^-53 an operation
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from skipform.compiler.capture import CAPTURE_FAILURES, Captured, mutates
+from skipform.compiler.emit import where
+from skipform.errors import InternalError, SkipformError
+
+BATCHES = (1, 3)  # one sample, where broadcasting hides; several, which a wrong rule may mix
+AGREEMENT = 1e-12  # of two float64 evaluations, relative to the largest entry of a sample's output
+PERTURBATION = 2.0**-40
+WALKS = 4
+ALLOWED = 2.0**-3
+
+
+def samples(shapes: Sequence[tuple[int, ...]], batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """Inputs (batch, *shape) in float64 whose entries `dtype` holds exactly, the same at every call. The samples are in
+    turn: normal numbers; -1, 0 and 1, so that zeros and ties are everywhere; magnitudes from 1e-3 to 1e3."""
+    generator = torch.Generator().manual_seed(batch)
+    inputs = []
+    for shape in shapes:
+        x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
+        x[1::3] = x[1::3].sign() * (x[1::3].abs() > 0.43)  # a third of these entries is zero
+        x[2::3] *= 10 ** (6 * torch.rand(x[2::3].shape, generator=generator, dtype=torch.float64) - 3)
+        inputs.append(x.to(dtype).double())
+    return tuple(inputs)
+
+
+@torch.no_grad()
+def check(
+    module: nn.Module, captured: Captured, graph: fx.GraphModule, written: dict[fx.Node, Any], inputs: Sequence[Tensor]
+) -> None:
+    """Raise InternalError, naming the first operation that differs, unless `graph` computes what `module` does.
+
+    captured: the module's graph of ATen operations. graph: the rewritten one, in float64. written: the result of each
+    operation of the first in the second. inputs: the example inputs.
+    """
+    shapes, dtype, device = [tuple(x.shape[1:]) for x in inputs], inputs[0].dtype, inputs[0].device
+    batch_dims = [n.meta.get("batch_dim") for n in output_nodes(graph.graph)]
+    for batch in BATCHES:
+        points = tuple(x.to(device) for x in samples(shapes, batch, dtype))
+        expected, coarseness = _original(module, points, dtype)
+        given = tensors(graph(*points))
+        if len(expected) == len(given) == len(batch_dims) and all(
+            agree(*pair, dim, AGREEMENT * coarseness) for *pair, dim in zip(expected, given, batch_dims, strict=True)
+        ):
+            continue
+        arguments = _arguments(captured, points)
+        original = Evaluation(captured.graph, arguments).values
+        allowed = deviations(captured.graph, arguments, original)
+        ours = Evaluation(graph.graph, points, graph).values
+        pairs = ((node, ours[new]) for node, new in written.items() if isinstance(new, fx.Node) and new in ours)
+        first_difference(((where(node), node, value) for node, value in pairs), original, allowed)
+        # Every operation is right, so the captured graph is what differs from the module, or all of it is rounding.
+        for node, theirs, value in zip(output_nodes(captured.graph), expected, given, strict=True):
+            slack = coarseness * allowed.get(node, torch.zeros(1))
+            if not agree(theirs, value, batch_dim(node), AGREEMENT * coarseness, slack):
+                raise SkipformError(
+                    f"{type(module).__name__}: on a batch of {batch} it computes something else than its captured graph,"
+                    f" by {apart(theirs, value, batch_dim(node))[0].max():.1e}; a forward without chance, memory and"
+                    " code that torch.export does not see, the same for every batch size, is accepted"
+                )
+
+
+def first_difference(
+    values: Iterable[tuple[str, fx.Node, Tensor]], original: dict[fx.Node, Tensor], allowed: dict[fx.Node, Tensor]
+) -> None:
+    """Raise InternalError at the first (place, node, value) whose value is not that of `original`."""
+    for place, node, value in values:
+        if not agree(original[node], value, batch_dim(node), AGREEMENT, allowed[node]):
+            gap, size = apart(original[node], value, batch_dim(node))
+            worst = int((gap / size.clamp(min=torch.finfo(torch.float64).tiny)).argmax())
+            raise InternalError(
+                f"{place}: its rewritten form differs by {gap[worst]:.1e} where the largest entry is {size[worst]:.1e};"
+                " this is a defect of skipform, please report the module"
+            )
+
+
+def agree(
+    expected: Tensor, given: Tensor, batch_dim: int | None, relative: float, absolute: Tensor | float = 0.0
+) -> bool:
+    """Whether no sample's entries differ by more than `relative` times the largest of them, or `absolute`."""
+    gap, size = apart(expected, given, batch_dim)
+    return bool((gap <= torch.maximum(relative * size, torch.as_tensor(absolute, dtype=size.dtype))).all())
+
+
+def apart(expected: Tensor, given: Tensor, batch_dim: int | None) -> tuple[Tensor, Tensor]:
+    """By how much two tensors differ at most, and the largest entry of the first; one number a sample. Infinities and
+    NaN are equal to themselves, and infinitely far from everything else."""
+    if expected.shape != given.shape:
+        return torch.tensor([torch.inf]), torch.tensor([1.0])
+    expected, given = (rows(x, batch_dim).double() for x in (expected, given))
+    if expected.shape[1] == 0:
+        return torch.zeros(1), torch.zeros(1)
+    same = (expected == given) | (expected.isnan() & given.isnan())
+    gap = torch.where(same, 0.0, (expected - given).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return gap.amax(1).cpu(), expected.abs().nan_to_num(nan=0.0, posinf=0.0).amax(1).cpu()
+
+
+def rows(x: Tensor, batch_dim: int | None) -> Tensor:
+    """(samples, entries of one)."""
+    return x.reshape(1, -1) if batch_dim is None else x.movedim(batch_dim, 0).unsqueeze(1).flatten(1)
+
+
+def from_rows(x: Tensor, like: Tensor, batch_dim: int) -> Tensor:
+    """The inverse of `rows` for a tensor shaped like `like`."""
+    return x.reshape(like.movedim(batch_dim, 0).shape).movedim(0, batch_dim)
+
+
+def batch_dim(node: fx.Node) -> int | None:
+    """The batch dimension of a node's tensor, of a captured graph or a rewritten one."""
+    if "batch_dim" in node.meta:
+        return node.meta["batch_dim"]
+    sizes = node.meta["val"].shape
+    return next((dim for dim, size in enumerate(sizes) if isinstance(size, torch.SymInt)), None)
+
+
+def tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def output_nodes(graph: fx.Graph) -> list[fx.Node]:
+    return [leaf for leaf in pytree.tree_leaves(graph.output_node().args) if isinstance(leaf, fx.Node)]
+
+
+def _original(module: nn.Module, points: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[list[Tensor], float]:
+    """The module's outputs at points, its weights promoted to float64; and 1. Of a module that cannot be promoted, for
+    its forward makes tensors of its own dtype: the outputs in that dtype, and how much coarser it rounds."""
+    state = (*module.named_parameters(), *module.named_buffers())
+    weights = {name: tensor.double() for name, tensor in state if tensor.is_floating_point()}
+    try:
+        return tensors(functional_call(module, weights, tuple(x.clone() for x in points))), 1.0
+    except CAPTURE_FAILURES:
+        coarseness = torch.finfo(dtype).eps / torch.finfo(torch.float64).eps
+    try:
+        return [y.double() for y in tensors(module(*(x.to(dtype) for x in points)))], coarseness
+    except CAPTURE_FAILURES as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SkipformError(
+            f"{type(module).__name__}: forward does not run on a batch of {len(points[0])} ({first});"
+            " one that works for every batch size is accepted"
+        ) from error
+
+
+def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:
+    """What the placeholders of the captured graph stand for."""
+    given = dict(zip(captured.inputs, points, strict=True)) | captured.constants
+    values = [given[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
+    return [value.double().clone() if value.is_floating_point() else value for value in values]
+
+
+def deviations(
+    graph: fx.Graph, arguments: Sequence[Tensor], original: dict[fx.Node, Tensor], root: nn.Module | None = None
+) -> dict[fx.Node, Tensor]:
+    """How far rounding may take each node's value from the original one, one number a sample (see above)."""
+    largest: dict[fx.Node, Tensor] = {}
+    for seed in range(WALKS):
+        for node, value in Evaluation(graph, arguments, root, seed).values.items():
+            deviation = ALLOWED * apart(original[node], value, batch_dim(node))[0]
+            largest[node] = torch.maximum(deviation, largest.get(node, deviation))
+    return largest
+
+
+class Evaluation(fx.Interpreter):
+    """A graph's value at every node, in float64; perturbed if a seed is given."""
+
+    def __init__(
+        self, graph: fx.Graph, arguments: Sequence[Tensor], root: nn.Module | None = None, seed: int | None = None
+    ):
+        super().__init__(root or nn.Module(), graph=graph)
+        self.values: dict[fx.Node, Tensor] = {}
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+        self.run(*(x.clone() for x in arguments))
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if not (isinstance(result, Tensor) and result.is_floating_point()):
+            return result
+        result = result.double()
+        if self.generator is not None and n.op == "call_function":
+            noise = torch.randn(result.shape, generator=self.generator, dtype=torch.float64).to(result.device)
+            noise *= PERTURBATION * max(_sizes((result, *self.fetch_args_kwargs_from_env(n))), default=0.0)
+            result = result.add_(noise) if mutates(n) else result + noise
+        if n.op != "output":
+            self.values[n] = result.clone()  # a later operation may write into it
+        return result
+
+
+def _sizes(values: Any) -> Iterator[float]:
+    """The largest absolute value of each tensor."""
+    for x in tensors(values):
+        if x.is_floating_point() and x.numel():
+            yield float(x.abs().max())
