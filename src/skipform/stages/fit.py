@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from skipform import data as sets
 from skipform.errors import SkipformError
-from skipform.stages import run, stacked
+from skipform.stages import run
 from skipform.stages.cli import not_understood
 from skipform.stages.experiment import Experiment, accepted, read
 from skipform.stages.files import write_json
@@ -52,8 +52,7 @@ def main(argv: list[str]) -> int:
         said["data"] = {"root": root} | said.get("data", {})
     experiment = read(path, options["scale"], said)
     seeds = options["seeds"]
-    groups = [tuple(seeds)] if experiment.trainer["stacked"] else [(seed,) for seed in seeds]
-    runs = [(label, group) for label in experiment.variants for group in groups]
+    runs = [(label, seed) for label in experiment.variants for seed in seeds]
     workers = _workers(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not run.launched():
         return _several(argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
@@ -67,11 +66,9 @@ def main(argv: list[str]) -> int:
                 run.build(block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
-    if experiment.trainer["stacked"]:
-        stacked.check(experiment, next(iter(data.train_dataloader())), f"{path} ({experiment.scale})")
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
     work = out.with_name(f"{out.name}.partial")
-    steps = len(experiment.variants) * len(seeds) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
+    steps = len(runs) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
     summary = {}
     leads = run.rank() == 0  # of several processes the first one writes and speaks
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]))
@@ -82,9 +79,9 @@ def main(argv: list[str]) -> int:
     ):
         for i, label in enumerate(experiment.variants, 1):
             done = []
-            for group in groups:
-                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {', '.join(map(str, group))}")
-                done += trained(label, group, bar)
+            for seed in seeds:
+                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
+                done.append(trained(label, seed, bar))
             if not leads:
                 continue
             summary[label] = _summary(seeds, done)
@@ -109,7 +106,6 @@ def _settle(threads: int) -> None:
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", "There is a performance drop")  # stacked, of what then goes run by run
 
 
 def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
@@ -122,12 +118,11 @@ def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
     return min(said or ((os.cpu_count() or 1) // experiment.threads if apart else 1) or 1, runs)
 
 
-Seeds = tuple[int, ...]  # one, or those trained stacked
-Train = Callable[[str, Seeds, Any], list[dict[str, Any]]]  # variant, seeds, progress bar -> metrics of each
+Train = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
 
 
 @contextmanager
-def _spread(train: Train, runs: list[tuple[str, Seeds]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
+def _spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
     """`train` in so many processes, for all `runs` from now on; what it yields waits for one of them, and the bar shows
     the steps of all. The first failure, or Ctrl-C, ends them all as a kill would."""
     # Forked, they need not import for 5 s what this process has imported; other systems than Linux do not bear that.
@@ -136,16 +131,16 @@ def _spread(train: Train, runs: list[tuple[str, Seeds]], workers: int, threads: 
     pool = ProcessPoolExecutor(workers, context, _begin, (threads, told))
     steps = bar.total
 
-    def waited(label: str, seeds: Seeds, bar: tqdm) -> list[dict[str, Any]]:
+    def waited(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
         done = False
         while not done:
             ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
             for job in ended:
                 job.result()  # raises what its run raised
-            done = jobs[label, seeds].done()
+            done = jobs[label, seed].done()
             bar.total = steps + sum(told[::2])
             bar.update(sum(told[1::2]) - bar.n)
-        return jobs[label, seeds].result()
+        return jobs[label, seed].result()
 
     try:
         jobs = {one: pool.submit(_in_worker, train, *one, i) for i, one in enumerate(runs)}
@@ -185,8 +180,8 @@ class Told:
         pass
 
 
-def _in_worker(train: Train, label: str, seeds: Seeds, run: int) -> list[dict[str, Any]]:
-    return train(label, seeds, Told(run))
+def _in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
+    return train(label, seed, Told(run))
 
 
 def _begin(threads: int, told: Any) -> None:
@@ -272,27 +267,21 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, said
 
 
-def _run(work: Path, experiment: Experiment, command: str, label: str, seeds: Seeds, bar: Any) -> list[dict[str, Any]]:
-    configs = [
-        {
-            "experiment": experiment.name,
-            "scale": experiment.scale,
-            "variant": label,
-            "seed": seed,
-            "threads": experiment.threads,
-            "net": experiment.variants[label],
-            "data": experiment.data,
-            "task": experiment.task,
-            "optimizer": experiment.optimizer,
-            "trainer": experiment.trainer,
-        }
-        for seed in seeds
-    ]
-    folders = [work / label / f"seed{seed}" for seed in seeds]
-    how: dict[str, Any] = {"command": command, "bar": bar, "open_logger": partial(_logger, experiment.wandb)}
-    if experiment.trainer["stacked"]:
-        return stacked.train(folders, configs, **how)
-    return [run.train(folders[0], configs[0], **how)]
+def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int, bar: Any) -> dict[str, Any]:
+    config = {
+        "experiment": experiment.name,
+        "scale": experiment.scale,
+        "variant": label,
+        "seed": seed,
+        "threads": experiment.threads,
+        "net": experiment.variants[label],
+        "data": experiment.data,
+        "task": experiment.task,
+        "optimizer": experiment.optimizer,
+        "trainer": experiment.trainer,
+    }
+    logger = partial(_logger, experiment.wandb)
+    return run.train(work / label / f"seed{seed}", config, command=command, bar=bar, open_logger=logger)
 
 
 def _logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
@@ -313,7 +302,7 @@ def _logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
         dir=os.environ.get("WANDB_DIR", "."),
         mode=mode,  # type: ignore[arg-type]
         config=config,
-        reinit="create_new",  # stacked runs are open at once
+        reinit="create_new",  # a run that failed in this process may still be open
         # what W&B would gather about machine and packages is in provenance.json, and takes half a second a run
         settings=wandb.Settings(
             silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True

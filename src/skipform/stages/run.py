@@ -158,7 +158,6 @@ def trainer(
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     gradient_clip_val: float | None = None,
     fast: bool = False,
-    stacked: bool = False,
     strategy: Literal["auto", "ddp"] = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -172,7 +171,6 @@ def trainer(
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
         fast: the step compiled (see `Task.quicken`), and the kernels that are fastest, in whatever order they sum.
-        stacked: the seeds of a variant are one process's, in one step; see stacked.py.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
             batch, so that data.batch_size is that of all; on GPUs batch norm is over all of them too.
     """
@@ -329,12 +327,12 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def fingerprinted(config: dict[str, Any], *others: Path) -> str:
+def fingerprinted(config: dict[str, Any]) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
     package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
     shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
     sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own), Path(__file__)]
-    return fingerprint(config, [*sources, *others])
+    return fingerprint(config, sources)
 
 
 def _provenance(seconds: float) -> dict[str, Any]:
