@@ -22,9 +22,10 @@ from tqdm import tqdm
 
 from skipform import nets
 from skipform.data.images import Images
-from skipform.stages import run
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
+from skipform.training import run
+from skipform.training.journal import Journal
 
 ROUNDS, EPOCHS = 9, 3
 RECIPE = Optimizer(name="nesterov", lr=0.05, schedule="cosine")
@@ -62,7 +63,7 @@ def task(block: dict[str, Any]) -> float:
     """Seconds of the same epochs as `skipform fit` does them."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=10**6, disable=None, leave=False) as bar:
-        trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=run.Journal(Path(folder, "last"), 0, bar))
+        trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=Journal(Path(folder, "last"), 0, bar))
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.limit_val_batches = 0
         trainer.fit(Classify(_net(block), RECIPE), datamodule=Images("digits"))
