@@ -179,22 +179,22 @@ def test_what_a_run_leaves_is_complete_and_agrees_with_itself(unkilled):
 
 def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
     runs = finished(unkilled)
-    assert [run.folder for run in runs] == [unkilled / "dense" / f"seed{seed}" for seed in (0, 1)]
-    for run in runs:
-        assert run.config == yaml.safe_load((run.folder / "config.yaml").read_text())
-        assert [row["epoch"] for row in run.history] == [1, 2, 3]
-        assert all(run.metrics[key] == value for key, value in run.history[-1].items() if key != "epoch")
-        task, data, final = run.task(), run.data(), run.net().state_dict()
+    assert [trained.folder for trained in runs] == [unkilled / "dense" / f"seed{seed}" for seed in (0, 1)]
+    for trained in runs:
+        assert trained.config == yaml.safe_load((trained.folder / "config.yaml").read_text())
+        assert [row["epoch"] for row in trained.history] == [1, 2, 3]
+        assert all(trained.metrics[key] == value for key, value in trained.history[-1].items() if key != "epoch")
+        task, data, final = trained.task(), trained.data(), trained.net().state_dict()
         assert not task.training
         assert all(torch.equal(value, final[name]) for name, value in task.net.state_dict().items())
         images, labels = data.splits["test"]
         with torch.no_grad():
             wrong = int((task.net(images).argmax(1) != labels).sum())
-        assert run.metrics["test_error"] == 100 * wrong / len(labels)
-        assert run.data(root="elsewhere").root == "elsewhere"
-        assert run.config["data"]["root"] != "elsewhere"
+        assert trained.metrics["test_error"] == 100 * wrong / len(labels)
+        assert trained.data(root="elsewhere").root == "elsewhere"
+        assert trained.config["data"]["root"] != "elsewhere"
         with pytest.raises(SkipformError, match="a net of task 'classify'; accepted: detect"):
-            run.of_task("detect")
+            trained.of_task("detect")
 
 
 def test_the_summary_is_middle_and_range_over_the_seeds(unkilled):
