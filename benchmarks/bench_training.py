@@ -1,4 +1,4 @@
-"""What training costs: through the task over a bare PyTorch loop, and several seeds stacked over one after the other.
+"""What training costs: through the task over a bare PyTorch loop.
 
     python benchmarks/bench_training.py          prints, per net, the ratio of the medians of 9 interleaved rounds
 
@@ -6,16 +6,12 @@ Both sides train the same net on the same batches with the same optimiser, sched
 loop does nothing else; the other side is what `skipform fit` runs, with its journal, progress bar and checkpoints,
 without evaluation, timed from the first step to the last epoch's end. The target is 1.1 for a convolutional net; a
 perceptron, whose step is shorter than what Lightning does around it, shows that overhead by itself.
-
-The second table is a step of K seeds stacked (trainer.stacked) over K steps of one, in processor time, in bare loops;
-stacking is for a device that one small net cannot fill, a CPU core has nothing idle but what Python takes of it.
 """
 
 import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +22,10 @@ from tqdm import tqdm
 
 from skipform import nets
 from skipform.data.images import Images
-from skipform.stages import run
-from skipform.stages.stacked import Stacked
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
+from skipform.training import run
+from skipform.training.journal import Journal
 
 ROUNDS, EPOCHS = 9, 3
 RECIPE = Optimizer(name="nesterov", lr=0.05, schedule="cosine")
@@ -37,37 +33,6 @@ NETS: dict[str, dict[str, Any]] = {
     "resnet (depth 20, width 16)": {"net": "resnet", "depth": 20, "width": 16},
     "mlp (depth 3, width 64)": {"net": "mlp", "depth": 3, "width": 64, "image_size": 8},
 }
-
-SEEDS = 4
-STACKED = NETS | {"resnet (depth 8, width 8)": {"net": "resnet", "depth": 8, "width": 8}}
-
-
-def stacked() -> None:
-    batch = next(iter(data().train_dataloader()))
-    for name, block in STACKED.items():
-        apart = [Classify(_net(block), RECIPE) for _ in range(SEEDS)]
-        together = Stacked([Classify(_net(block), RECIPE) for _ in range(SEEDS)])
-        sides = [
-            [stepper(together, (batch,) * SEEDS)],
-            [stepper(task, batch) for task in apart],
-        ]
-        times = [[min(sum(step() for step in side) for _ in range(3)) for side in sides] for _ in range(ROUNDS + 1)]
-        one, many = (1e3 * statistics.median(side) for side in zip(*times[1:], strict=True))  # the first one warms
-        print(f"{name:30} {SEEDS} stacked {one:6.2f} ms, one by one {many:6.2f} ms, ratio {one / many:.3f}", flush=True)
-
-
-def stepper(task: Any, batch: Any) -> Callable[[], float]:
-    """What does one training step of the task and returns the processor's seconds."""
-    optimizer = torch.optim.SGD(task.parameters(), RECIPE.lr, 0.9, weight_decay=1e-4, nesterov=True)
-
-    def step() -> float:
-        start = time.process_time()
-        optimizer.zero_grad()
-        task.training_step(batch)["loss"].backward()
-        optimizer.step()
-        return time.process_time() - start
-
-    return step
 
 
 def data() -> Images:
@@ -98,7 +63,7 @@ def task(block: dict[str, Any]) -> float:
     """Seconds of the same epochs as `skipform fit` does them."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=10**6, disable=None, leave=False) as bar:
-        trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=run.Journal(Path(folder, "last"), 0, bar))
+        trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=Journal(Path(folder, "last"), 0, bar))
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.limit_val_batches = 0
         trainer.fit(Classify(_net(block), RECIPE), datamodule=Images("digits"))
@@ -136,7 +101,6 @@ def main() -> None:
             f"{name:30} task {1e3 * through / steps:6.2f} ms a step, bare {1e3 * plain / steps:6.2f} ms,"
             f" ratio {through / plain:.3f}"
         )
-    stacked()
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skipform import measure
+from skipform import measure, nets
 from skipform.errors import SkipformError
-from skipform.stages import claims, cli, run
-from skipform.stages.experiment import read
+from skipform.stages import claims, cli
+from skipform.training.experiment import read
 
 CLAIMS = Path(__file__).parent.parent / "experiments" / "claims"
 
@@ -21,7 +21,7 @@ def built(seed, **arguments):
     """An `activation_blocks` net on images of 2 x 2 pixels, in float64."""
     block = {"net": "activation_blocks", "in_channels": 1, "image_size": 2, "num_classes": 3, **arguments}
     torch.manual_seed(seed)
-    return run.build(block).double().eval(), block
+    return nets.from_block(block).double().eval(), block
 
 
 @settings(max_examples=10, deadline=None)  # building nets and loading numba take their time
@@ -61,8 +61,10 @@ def test_a_copy_of_a_copy_has_the_blocks_it_began_with():
 
 def sizes(claim, scale):
     with torch.device("meta"):
-        nets = {label: run.build(block) for label, block in read(CLAIMS / f"{claim}.yaml", scale).variants.items()}
-    return {label: sum(p.numel() for p in net.parameters()) for label, net in nets.items()}
+        built = {
+            label: nets.from_block(block) for label, block in read(CLAIMS / f"{claim}.yaml", scale).variants.items()
+        }
+    return {label: sum(p.numel() for p in net.parameters()) for label, net in built.items()}
 
 
 @pytest.mark.parametrize("scale", ["smoke", "embedded", "paper"])

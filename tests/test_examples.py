@@ -10,8 +10,8 @@ import yaml
 from safetensors import safe_open
 
 from skipform import data
+from skipform.runs import Run
 from skipform.stages import cli
-from skipform.stages.run import load
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments" / "survey"
 
@@ -44,7 +44,7 @@ def test_predictions_are_those_of_the_final_net_for_the_first_test_images(runs):
     assert torch.equal(found[f"{variant}/images"], images[:2])
     assert torch.equal(found[f"{variant}/labels"], labels[:2])
     with torch.no_grad():
-        scores = load(run)(images[:2])
+        scores = Run(run).net()(images[:2])
     assert torch.equal(found[f"{variant}/predicted"], scores.argmax(1))
 
 

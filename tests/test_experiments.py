@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
-from skipform import data, tasks
+from skipform import data, nets, tasks
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.stages import cli, run
-from skipform.stages.experiment import NOT_SAID, complete, read
+from skipform.stages import cli
+from skipform.training import run
+from skipform.training.experiment import NOT_SAID, complete, read
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = sorted(EXPERIMENTS.glob("survey/*.yaml")) + sorted(EXPERIMENTS.glob("claims/*.yaml"))
@@ -253,7 +254,7 @@ def test_every_variant_is_built_and_classifies_the_images_of_its_scale(path, sca
     stated = data.kind(experiment.data["name"]).states(**experiment.data)
     for block in experiment.variants.values():
         with torch.device("meta"):  # shapes only
-            net = run.build(block)
+            net = nets.from_block(block)
             if experiment.task["name"] == "classify":
                 scores = net(torch.empty(2, stated["in_channels"], stated["image_size"], stated["image_size"]))
                 assert scores.shape == (2, stated["num_classes"])

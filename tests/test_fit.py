@@ -25,10 +25,13 @@ from tqdm import tqdm
 from skipform import nets
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.stages import fit, run
+from skipform.runs import Run, finished
+from skipform.stages import fit
 from skipform.stages.measure import measured
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
+from skipform.training import run, tracking
+from skipform.training.journal import Journal
 
 # Dropout, crops and flips draw random numbers; batch norm and momentum carry state: all must survive a kill.
 EXPERIMENT = {
@@ -109,7 +112,7 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
 
     through, bare = net(), net()
     data = Images("digits", limit=160, batch_size=32, seed=3)
-    journal = run.Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
+    journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
     task = Classify(through, Optimizer(name=optimizer, lr=0.01, schedule="multistep", milestones=(0.5,)))
     run.trainer(max_epochs=2, accelerator="cpu", callback=journal).fit(task, datamodule=data)
 
@@ -140,7 +143,7 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
 def test_frozen_parameters_stay_as_they_were(tmp_path):
     fit.main([*written(tmp_path, variants={"built": {"net": "pooled", "pool": "relu", "width": 2}}), "--seeds", "0"])
     folder = tmp_path / "out" / "built" / "seed0"
-    before, after = (run.load(folder, moment) for moment in ("initial", "final"))
+    before, after = (Run(folder).net(moment) for moment in ("initial", "final"))
     moved = {
         name: not torch.equal(parameter, dict(after.named_parameters())[name])
         for name, parameter in before.named_parameters()
@@ -163,7 +166,7 @@ def test_what_a_run_leaves_is_complete_and_agrees_with_itself(unkilled):
         assert (metrics["seed"], metrics["epochs"], metrics["steps"]) == (seed, 3, 9)
         data = Images(**config["data"], seed=seed)
         data.setup()
-        net = run.load(folder)
+        net = Run(folder).net()
         for split in data.held_out:
             images, labels = data.splits[split]
             with torch.no_grad():
@@ -172,6 +175,26 @@ def test_what_a_run_leaves_is_complete_and_agrees_with_itself(unkilled):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert {"commit", "hardware", "seed", "training_seconds", "command"} <= provenance.keys()
+
+
+def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
+    runs = finished(unkilled)
+    assert [trained.folder for trained in runs] == [unkilled / "dense" / f"seed{seed}" for seed in (0, 1)]
+    for trained in runs:
+        assert trained.config == yaml.safe_load((trained.folder / "config.yaml").read_text())
+        assert [row["epoch"] for row in trained.history] == [1, 2, 3]
+        assert all(trained.metrics[key] == value for key, value in trained.history[-1].items() if key != "epoch")
+        task, data, final = trained.task(), trained.data(), trained.net().state_dict()
+        assert not task.training
+        assert all(torch.equal(value, final[name]) for name, value in task.net.state_dict().items())
+        images, labels = data.splits["test"]
+        with torch.no_grad():
+            wrong = int((task.net(images).argmax(1) != labels).sum())
+        assert trained.metrics["test_error"] == 100 * wrong / len(labels)
+        assert trained.data(root="elsewhere").root == "elsewhere"
+        assert trained.config["data"]["root"] != "elsewhere"
+        with pytest.raises(SkipformError, match="a net of task 'classify'; accepted: detect"):
+            trained.of_task("detect")
 
 
 def test_the_summary_is_middle_and_range_over_the_seeds(unkilled):
@@ -213,13 +236,13 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bytes(tmp_path):
 def counting_epochs(patch: pytest.MonkeyPatch) -> list[int]:
     """The epochs trained from now on, as they come."""
     epochs: list[int] = []
-    begin = run.Journal.on_train_epoch_start
+    begin = Journal.on_train_epoch_start
 
     def counted(self, trainer, pl_module):
         epochs.append(trainer.current_epoch)
         begin(self, trainer, pl_module)
 
-    patch.setattr(run.Journal, "on_train_epoch_start", counted)
+    patch.setattr(Journal, "on_train_epoch_start", counted)
     return epochs
 
 
@@ -272,7 +295,7 @@ def test_what_a_worker_complains_of_is_the_same_one_line(tmp_path, monkeypatch):
     two = [*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"]
     with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
         fit.main(two)
-    monkeypatch.setattr(run.Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(SkipformError, match=r"^a worker was killed"):
         fit.main([*two, "--wandb", "disabled"])
     with pytest.raises(SkipformError, match=r"^--workers: 0; accepted: 1 or more"):
@@ -316,7 +339,7 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
 
 
 def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, monkeypatch):
-    checkpoint = run.Journal.on_train_epoch_end
+    checkpoint = Journal.on_train_epoch_end
 
     def interrupted(self, trainer, pl_module):
         checkpoint(self, trainer, pl_module)
@@ -324,7 +347,7 @@ def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, m
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(run.Journal, "on_train_epoch_end", interrupted)
+        patch.setattr(Journal, "on_train_epoch_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fit.main([*written(tmp_path), "--seeds", "0", "1"])
     signal.signal(signal.SIGINT, before)  # Lightning, about to exit, ignores it
@@ -333,7 +356,7 @@ def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, m
 
 
 def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, unkilled, monkeypatch):
-    checkpoint = run.Journal.on_train_epoch_end
+    checkpoint = Journal.on_train_epoch_end
 
     def dying(self, trainer, pl_module):
         checkpoint(self, trainer, pl_module)
@@ -345,7 +368,7 @@ def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, u
         variants=EXPERIMENT["variants"] | {"x": {"net": "mlp"}},
     )
     with monkeypatch.context() as patch:
-        patch.setattr(run.Journal, "on_train_epoch_end", dying)
+        patch.setattr(Journal, "on_train_epoch_end", dying)
         with pytest.raises(Killed):
             fit.main([*other, "--seeds", "0"])
     assert (tmp_path / "out.partial" / "dense" / "seed0" / "last.ckpt").exists()
@@ -385,7 +408,7 @@ def test_a_key_is_looked_for_where_wandb_keeps_it(environment, lines, expected, 
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if lines:
         (tmp_path / "netrc").write_text(lines)
-    assert fit._has_key() is expected
+    assert tracking.has_key() is expected
 
 
 def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monkeypatch, capfd):
@@ -410,8 +433,8 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
 def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding(block, precision, tmp_path):
     def trained(fast):
         torch.manual_seed(1)
-        net = run.build(block)
-        journal = run.Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
+        net = nets.from_block(block)
+        journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
         task = Classify(net, Optimizer(name="nesterov", lr=0.01, schedule="cosine", warmup=2))
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
             task.quicken(channels_last=True, backend="aot_eager")
@@ -442,7 +465,7 @@ def test_two_processes_train_as_one_with_the_same_batches(tmp_path):
     bound = 2.0**10 * torch.finfo(torch.float32).eps
     assert all(found.pop(key) == expected.pop(key) for key in ("variant", "shown", "higher"))
     assert found == pytest.approx(expected, rel=bound)
-    finals = [run.load(tmp_path / side / "out" / "net" / "seed0").state_dict() for side in ("one", "two")]
+    finals = [Run(tmp_path / side / "out" / "net" / "seed0").net().state_dict() for side in ("one", "two")]
     for name, value in finals[0].items():
         assert torch.allclose(value, finals[1][name], rtol=0, atol=bound), name
 

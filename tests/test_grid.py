@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from skipform.stages import grid
+from skipform.training import launch
 
 # What a cell does: it leaves a line in a file that counts how often it was measured.
 CELL = """
@@ -37,7 +37,7 @@ def cell(tmp_path, monkeypatch):
 
 def measured(cell, tmp_path, *, mark="a", **options):
     cells = [{"number": n, "log": str(tmp_path / "log")} for n in range(6)]
-    return grid.measured(cell, cells, tmp_path / "partial", mark=mark, title="test", **options)
+    return launch.measured(cell, cells, tmp_path / "partial", mark=mark, title="test", **options)
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2}])
@@ -57,9 +57,9 @@ def test_a_killed_grid_goes_on_where_it_was(cell, tmp_path):
     program = textwrap.dedent(f"""
         from pathlib import Path
         from cells import cell
-        from skipform.stages import grid
+        from skipform.training import launch
         cells = [{{"number": n, "log": {str(tmp_path / "log")!r}, "seconds": 0.2}} for n in range(8)]
-        made = grid.measured(cell, cells, Path({str(tmp_path / "partial")!r}), mark="a", title="test", workers=1)
+        made = launch.measured(cell, cells, Path({str(tmp_path / "partial")!r}), mark="a", title="test", workers=1)
         print([row["number"] for row in made])
     """)
     command = [sys.executable, "-c", program]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from skipform.stages.cli import STAGES
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "skipform"
 
@@ -22,7 +24,10 @@ ARROWS = {
     "nets": set(),
     "data": set(),
     "tasks": set(),
-    "stages": {"theory", "compiler", "measure", "nets", "data", "tasks"},
+    "files": set(),
+    "runs": {"tasks", "data", "nets"},
+    "training": {"runs", "tasks", "data", "nets", "files"},
+    "stages": {"training", "runs", "tasks", "data", "nets", "measure", "compiler", "theory", "files"},
 }
 
 
@@ -59,6 +64,21 @@ def test_a_net_never_imports_a_sibling_architecture():
             continue
         siblings = {name.split(".")[2] for name in imports(path) if name.startswith("skipform.nets.")}
         assert siblings <= shared, path.name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_no_other_stage(stage):
+    others = {f"skipform.stages.{name}" for name in STAGES} - {f"skipform.stages.{stage}"}
+    assert not imports(PACKAGE / "stages" / f"{stage}.py") & others
+
+
+def test_a_finished_run_is_read_and_measured_without_lightning():
+    code = (
+        "import sys, skipform.runs, skipform.stages.measure, skipform.stages.claims, skipform.stages.grammar;"
+        "print([m for m in ('lightning', 'wandb') if m in sys.modules])"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert seen.strip() == "[]"
 
 
 def test_the_pipeline_trains_every_experiment_of_the_survey():

@@ -43,13 +43,18 @@ def build(name: str, **arguments: Any) -> nn.Module:
         if key not in parameters:
             raise SkipformError(f"net {name!r}: unknown argument {key!r}; accepted: {', '.join(parameters)}")
         if isinstance(value, Mapping) and isinstance(value.get("net"), str):
-            arguments[key] = value = build(value["net"], **{k: v for k, v in value.items() if k != "net"})
+            arguments[key] = value = from_block(value)
         if not _fits(value, hints[key]):
             raise SkipformError(f"net {name!r}: argument {key}={value!r} is not accepted; it takes {_say(hints[key])}")
     missing = [key for key, p in parameters.items() if p.default is Parameter.empty and key not in arguments]
     if missing:
         raise SkipformError(f"net {name!r}: missing argument {', '.join(missing)}; accepted: {', '.join(parameters)}")
     return function(**arguments)
+
+
+def from_block(block: Mapping[str, Any]) -> nn.Module:
+    """The net of a {"net": NAME, argument: value, ...} block, as experiment files and a run's config have it."""
+    return build(block["net"], **{key: value for key, value in block.items() if key != "net"})
 
 
 def survey() -> list[dict[str, Any]]:

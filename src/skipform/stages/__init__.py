@@ -1,1 +1,1 @@
-"""The only code that touches disk, clock, seed, device or network; one file per stage of the command line."""
+"""The commands of the command line, one file each: read the options, call the other rooms, write the files."""

@@ -1,6 +1,5 @@
 """Measure the nets of one claim of the abstract, before and after training: regions on a plane, ranks, exact copies."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from skipform import measure
+from skipform import measure, nets
+from skipform.files import write_json
+from skipform.measure.rank import finite, ranks
 from skipform.nets.activation_blocks import ConcatenationSkip
-from skipform.stages import grid
-from skipform.stages.files import write_json
-from skipform.stages.measure import configuration, finite, over_runs, ranks, test_images
-from skipform.stages.run import build, load
+from skipform.runs import Run
 from skipform.theory.blocks import BlockNet, to_addition, to_concatenation
+from skipform.training import launch
 
 
 def main(
@@ -24,7 +23,7 @@ def main(
     batch: int = 128,
     margin: float = 0.0,
     copies: bool = False,
-    executor: grid.Executor = "local",
+    executor: launch.Executor = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
@@ -46,7 +45,7 @@ def main(
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"batch": batch, "margin": margin, "copies": copies}
-    with over_runs(measured, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
+    with launch.over_runs(measured, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"claim": Path(folder).name, **options, "rows": rows})
 
 
@@ -55,15 +54,14 @@ def measured(
 ) -> list[dict[str, Any]]:
     """One row for the net of one run at one moment, and one for its copy; see `main`."""
     torch.set_num_threads(1)
-    config = configuration(Path(run))
-    images = test_images(config)
-    metrics = json.loads(Path(run, "metrics.json").read_text())
-    net = load(Path(run), when).double()
+    trained = Run(Path(run)).of_task("classify")
+    images = trained.test_images()
+    net = trained.net(when).double()
     about = {
-        "variant": config["variant"],
-        "seed": config["seed"],
+        "variant": trained.config["variant"],
+        "seed": trained.config["seed"],
         "when": when,
-        "test_error": metrics["test_error"] if when == "final" else None,
+        "test_error": trained.metrics["test_error"] if when == "final" else None,
     }
     dimension = measure.functional_dimension(net, images[:batch])
     row = about | {
@@ -75,7 +73,7 @@ def measured(
     }
     if not copies:
         return [row]
-    other, copy = exact_copy(net, config["net"])
+    other, copy = exact_copy(net, trained.config["net"])
     return [row, about | {"copy": other, **counted(copy, images, margin)}]
 
 
@@ -116,7 +114,7 @@ def exact_copy(net: nn.Module, block: dict[str, Any]) -> tuple[str, nn.Module]:
         other, copied = "concat", to_concatenation(found)
         maps = [w for b in copied.blocks for w in (_past(copied.stem, b.layers[0]), *b.layers[1:-1])]
         maps.append(_past(copied.stem, copied.readout))
-    copy = build(block | {"skip": other, "state": None}).double().eval()
+    copy = nets.from_block(block | {"skip": other, "state": None}).double().eval()
     linear = [layer for layer in copy.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         for layer, (weight, bias) in zip(linear, maps, strict=True):

@@ -5,16 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from skipform import data, tasks
 from skipform.errors import SkipformError
+from skipform.files import whole
 from skipform.nets import attention, fpn
-from skipform.stages.files import whole
-from skipform.stages.run import load
+from skipform.runs import Run
 
 
 def main(runs: str, *, out: str, count: int = 4) -> None:
@@ -47,7 +45,7 @@ def write(folder: Path, out: Path, count: int) -> None:
     texts: dict[str, list[str]] = {}
     for variant in variants:
         run = min(variant.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
-        for name, found in shown(run, count).items():
+        for name, found in shown(Run(run), count).items():
             if isinstance(found, list):
                 texts[f"{variant.name}/{name}"] = found
             else:
@@ -58,14 +56,11 @@ def write(folder: Path, out: Path, count: int) -> None:
 
 
 @torch.no_grad()
-def shown(run: Path, count: int) -> dict[str, Any]:
+def shown(run: Run, count: int) -> dict[str, Any]:
     """The examples of one run by name; see `main`."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    module = data.build(0, **config["data"])
-    module.prepare_data()
-    module.setup()
+    module = run.data()
     batch = tuple(part[:count] for part in next(iter(module.val_dataloader()[-1])))
-    task = tasks.build(load(run), config["task"], config["optimizer"]).eval()
+    task = run.task()
     found: dict[str, Any] = task.examples(*batch)
     if hasattr(module, "text"):  # data of texts says what tokens (n, t) read
         found = {name: module.text(x) if isinstance(x, Tensor) and x.ndim == 2 else x for name, x in found.items()}

@@ -9,40 +9,29 @@ made in DIR.partial, where a killed training goes on when the same command is gi
 """
 
 import fcntl
-import logging
-import multiprocessing
-import netrc
 import os
 import shlex
 import shutil
-import signal
 import statistics
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch.loggers import WandbLogger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from skipform import data as sets
+from skipform import nets
 from skipform.errors import SkipformError
-from skipform.stages import run, stacked
+from skipform.files import write_json
 from skipform.stages.cli import not_understood
-from skipform.stages.experiment import Experiment, accepted, read
-from skipform.stages.files import write_json
+from skipform.training import launch, run, tracking
+from skipform.training.experiment import Experiment, accepted, read
+from skipform.training.journal import spoken
 
 
 def main(argv: list[str]) -> int:
@@ -52,46 +41,43 @@ def main(argv: list[str]) -> int:
         said["data"] = {"root": root} | said.get("data", {})
     experiment = read(path, options["scale"], said)
     seeds = options["seeds"]
-    groups = [tuple(seeds)] if experiment.trainer["stacked"] else [(seed,) for seed in seeds]
-    runs = [(label, group) for label in experiment.variants for group in groups]
-    workers = _workers(options["workers"], experiment, len(runs))
-    if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not run.launched():
-        return _several(argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
-    _settle(1 if workers > 1 else experiment.threads)  # forked while it has threads of its own, torch would hang
+    runs = [(label, seed) for label in experiment.variants for seed in seeds]
+    workers = launch.workers(options["workers"], experiment, len(runs))
+    if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
+        return launch.several(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
+    launch.settle(1 if workers > 1 else experiment.threads)  # forked while it has threads of its own, torch would hang
     data = sets.build(0, **experiment.data)
     data.prepare_data()
     data.setup()
     with torch.device("meta"):  # every net can be built, before the first is trained
         for label, block in experiment.variants.items():
             try:
-                run.build(block)
+                nets.from_block(block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
-    if experiment.trainer["stacked"]:
-        stacked.check(experiment, next(iter(data.train_dataloader())), f"{path} ({experiment.scale})")
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
     work = out.with_name(f"{out.name}.partial")
-    steps = len(experiment.variants) * len(seeds) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
+    steps = len(runs) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
     summary = {}
-    leads = run.rank() == 0  # of several processes the first one writes and speaks
+    leads = launch.rank() == 0  # of several processes the first one writes and speaks
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]))
     with (
         _alone(work) if leads else nullcontext(),
         _bar(steps, leads) as bar,
-        _spread(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as trained,
+        launch.spread(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as trained,
     ):
         for i, label in enumerate(experiment.variants, 1):
             done = []
-            for group in groups:
-                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {', '.join(map(str, group))}")
-                done += trained(label, group, bar)
+            for seed in seeds:
+                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
+                done.append(trained(label, seed, bar))
             if not leads:
                 continue
             summary[label] = _summary(seeds, done)
             name, unit = done[0]["shown"]
             score = summary[label][f"test_{name}"]
             bar.write(
-                f"{path.stem:18} {label:18} test {run.spoken(name)} {score['middle']:6.2f} {unit}"
+                f"{path.stem:18} {label:18} test {spoken(name)} {score['middle']:6.2f} {unit}"
                 f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
             )
         if leads:
@@ -100,135 +86,6 @@ def main(argv: list[str]) -> int:
             shutil.rmtree(out, ignore_errors=True)
             work.rename(out)
     return 0
-
-
-def _settle(threads: int) -> None:
-    """What every process of this stage needs; 0 leaves the threads to torch."""
-    if threads:
-        torch.set_num_threads(threads)
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    warnings.filterwarnings("ignore", "There is a performance drop")  # stacked, of what then goes run by run
-
-
-def _workers(said: int | None, experiment: Experiment, runs: int) -> int:
-    """How many runs go at once: not more than there are, and if nothing is said, one a core where each keeps to its
-    threads on the CPU."""
-    processes = experiment.trainer["devices"] * experiment.trainer["num_nodes"]
-    if said is not None and (said < 1 or (said > 1 and processes > 1)):
-        raise SkipformError(f"--workers: {said}; accepted: 1 or more, and 1 where each run has {processes} processes")
-    apart = experiment.trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
-    return min(said or ((os.cpu_count() or 1) // experiment.threads if apart else 1) or 1, runs)
-
-
-Seeds = tuple[int, ...]  # one, or those trained stacked
-Train = Callable[[str, Seeds, Any], list[dict[str, Any]]]  # variant, seeds, progress bar -> metrics of each
-
-
-@contextmanager
-def _spread(train: Train, runs: list[tuple[str, Seeds]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
-    """`train` in so many processes, for all `runs` from now on; what it yields waits for one of them, and the bar shows
-    the steps of all. The first failure, or Ctrl-C, ends them all as a kill would."""
-    # Forked, they need not import for 5 s what this process has imported; other systems than Linux do not bear that.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "forkserver")
-    told = context.RawArray("q", 2 * len(runs))
-    pool = ProcessPoolExecutor(workers, context, _begin, (threads, told))
-    steps = bar.total
-
-    def waited(label: str, seeds: Seeds, bar: tqdm) -> list[dict[str, Any]]:
-        done = False
-        while not done:
-            ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
-            for job in ended:
-                job.result()  # raises what its run raised
-            done = jobs[label, seeds].done()
-            bar.total = steps + sum(told[::2])
-            bar.update(sum(told[1::2]) - bar.n)
-        return jobs[label, seeds].result()
-
-    try:
-        jobs = {one: pool.submit(_in_worker, train, *one, i) for i, one in enumerate(runs)}
-        yield waited
-    except BaseException as failure:
-        for process in multiprocessing.active_children():
-            process.kill()
-        if isinstance(failure, BrokenProcessPool):
-            raise SkipformError(
-                "a worker was killed, perhaps for want of memory; the same command goes on, also with fewer --workers"
-            ) from None
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-class Told:
-    """A worker's progress bar: two numbers of its run, which `_spread` adds up."""
-
-    numbers: ClassVar[Any]  # [what the total shrank by, steps done] of every run
-
-    def __init__(self, run: int) -> None:
-        self.run = run
-
-    @property
-    def total(self) -> int:
-        return self.numbers[2 * self.run]
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self.numbers[2 * self.run] = value
-
-    def update(self) -> None:
-        self.numbers[2 * self.run + 1] += 1
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        pass
-
-
-def _in_worker(train: Train, label: str, seeds: Seeds, run: int) -> list[dict[str, Any]]:
-    return train(label, seeds, Told(run))
-
-
-def _begin(threads: int, told: Any) -> None:
-    """Of a worker: Ctrl-C is for the process that started it, without which it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _settle(threads)
-    Told.numbers = told
-
-    def outlived() -> None:
-        wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=outlived, daemon=True).start()
-
-
-def _several(argv: list[str], devices: int, nodes: int) -> int:
-    """This stage in one process a device, as torchrun starts them, but forked: nothing is imported again, and nothing
-    has touched a device yet."""
-    if nodes > 1:
-        raise SkipformError(
-            f"trainer.num_nodes: {nodes}; start the same command on every node with srun, or with torchrun --no-python"
-        )
-    failures = torch.multiprocessing.get_context("fork").SimpleQueue()
-    arguments = (argv, devices, find_free_network_port(), failures)
-    try:
-        torch.multiprocessing.start_processes(_one, arguments, nprocs=devices, start_method="fork")
-    except (ProcessRaisedException, ProcessExitedException):
-        if failures.empty():
-            raise
-        raise SkipformError(failures.get()) from None
-    return 0
-
-
-def _one(rank: int, argv: list[str], processes: int, port: int, failures: Any) -> None:
-    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "skipform"}
-    os.environ |= {key: str(value) for key, value in (ranks | where).items()}
-    try:
-        main(argv)
-    except SkipformError as error:
-        failures.put(str(error))
-        raise
 
 
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -272,65 +129,21 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return options, said
 
 
-def _run(work: Path, experiment: Experiment, command: str, label: str, seeds: Seeds, bar: Any) -> list[dict[str, Any]]:
-    configs = [
-        {
-            "experiment": experiment.name,
-            "scale": experiment.scale,
-            "variant": label,
-            "seed": seed,
-            "threads": experiment.threads,
-            "net": experiment.variants[label],
-            "data": experiment.data,
-            "task": experiment.task,
-            "optimizer": experiment.optimizer,
-            "trainer": experiment.trainer,
-        }
-        for seed in seeds
-    ]
-    folders = [work / label / f"seed{seed}" for seed in seeds]
-    how: dict[str, Any] = {"command": command, "bar": bar, "open_logger": partial(_logger, experiment.wandb)}
-    if experiment.trainer["stacked"]:
-        return stacked.train(folders, configs, **how)
-    return [run.train(folders[0], configs[0], **how)]
-
-
-def _logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B run in ./wandb (or WANDB_DIR): online only with a key, and never a question."""
-    mode = os.environ.get("WANDB_MODE", "auto") if said == "auto" else said
-    if mode == "auto":
-        mode = "online" if _has_key() else "offline"
-    if mode == "disabled":
-        return None
-    import wandb
-
-    if mode not in ("online", "offline", "shared"):
-        raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: online, offline, shared, disabled")
-    started = wandb.init(
-        project="skipform",
-        group="{experiment} {scale}".format(**config),
-        name="{experiment} {variant} seed{seed}".format(**config),
-        dir=os.environ.get("WANDB_DIR", "."),
-        mode=mode,  # type: ignore[arg-type]
-        config=config,
-        reinit="create_new",  # stacked runs are open at once
-        # what W&B would gather about machine and packages is in provenance.json, and takes half a second a run
-        settings=wandb.Settings(
-            silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True
-        ),
-    )
-    return WandbLogger(experiment=started)
-
-
-def _has_key() -> bool:
-    """Whether W&B can log in without asking: by environment or by netrc, where `wandb login` leaves the key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
-    try:
-        return netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int, bar: Any) -> dict[str, Any]:
+    config = {
+        "experiment": experiment.name,
+        "scale": experiment.scale,
+        "variant": label,
+        "seed": seed,
+        "threads": experiment.threads,
+        "net": experiment.variants[label],
+        "data": experiment.data,
+        "task": experiment.task,
+        "optimizer": experiment.optimizer,
+        "trainer": experiment.trainer,
+    }
+    logger = partial(tracking.logger, experiment.wandb)
+    return run.train(work / label / f"seed{seed}", config, command=command, bar=bar, open_logger=logger)
 
 
 def _summary(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:

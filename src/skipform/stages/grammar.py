@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from skipform import nets
 from skipform.compiler.flatten import structure
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
-from skipform.stages import grid
-from skipform.stages.files import fingerprint, write_json
+from skipform.files import fingerprint, write_json
+from skipform.training import launch
 
 # The published models that stand for a net; of any other net, the first of its VARIANTS.
 CHOSEN = {
@@ -58,7 +58,7 @@ def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded",
     package = Path(__file__).parent.parent
     sources = [*package.glob("compiler/*.py"), *package.glob("nets/*.py"), Path(__file__)]
     partial = Path(f"{out}.partial")
-    rows = grid.measured(
+    rows = launch.measured(
         row,
         [{"net": net, "variant": variant} for net, variant in (SMOKE if scale == "smoke" else chosen())],
         partial,

@@ -1,28 +1,21 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
-import copy
 import json
-import math
-import shutil
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from torch import nn
 
-from skipform import data
 from skipform.compiler.emit import UnsupportedOperation
-from skipform.errors import SkipformError
-from skipform.measure import functional_dimension, jacobian_rank
+from skipform.files import write_json
+from skipform.measure import functional_dimension
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
-from skipform.stages import grid
-from skipform.stages.files import fingerprint, write_json
-from skipform.stages.run import load
+from skipform.measure.rank import finite, headless, ranks
+from skipform.runs import Run
+from skipform.training import launch
 
 
 def main(
@@ -32,7 +25,7 @@ def main(
     metrics: str | None = None,
     slices: int = 3,
     batch: int = 16,
-    executor: grid.Executor = "local",
+    executor: launch.Executor = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
@@ -55,55 +48,10 @@ def main(
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"slices": slices, "batch": batch}
-    with over_runs(measure, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
+    with launch.over_runs(measure, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics:
             write_json(metrics, summary(json.loads(Path(folder, "summary.json").read_text()), rows))
-
-
-@contextmanager
-def over_runs(
-    function: Callable[..., list[dict[str, Any]]],
-    folder: str,
-    out: str,
-    options: dict[str, Any],
-    executor: grid.Executor,
-    workers: int | None,
-    slurm: dict[str, Any] | None,
-    source: Path,
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of function(run=..., when=..., **options) over the runs of `folder` and both moments, in order.
-
-    Each call's rows are kept in OUT.partial, under a mark made from the runs, the measuring sources and `source`, until
-    the block that writes `out` has ended.
-    """
-    runs = sorted(path.parent for path in Path(folder).glob("*/seed*/provenance.json"))
-    if not runs:
-        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` leaves them")
-    for each in runs:
-        configuration(each)
-    package = Path(__file__).parent.parent
-    trained = [json.loads((run / "provenance.json").read_text())["fingerprint"] for run in runs]
-    sources = {
-        *package.glob("compiler/*.py"),
-        *package.glob("measure/*.py"),
-        *package.glob("theory/*.py"),
-        Path(__file__),
-        source,
-    }
-    partial = Path(f"{out}.partial")
-    found = grid.measured(
-        function,
-        [{"run": str(run), "when": when, **options} for run in runs for when in ("initial", "final")],
-        partial,
-        mark=fingerprint(trained, sources),
-        title=f"measure {Path(folder).name}",
-        executor=executor,
-        workers=workers,
-        slurm=slurm,
-    )
-    yield [row for cell in found for row in cell]
-    shutil.rmtree(partial)
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -128,35 +76,19 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
     """One row a slice for the net of one run at one moment; see `main`."""
     # Nets of this size are slower on several threads, and their sums must not depend on the number of cores.
     torch.set_num_threads(1)
-    config = configuration(Path(run))
-    images = test_images(config)
-    net = load(Path(run), when)
+    trained = Run(Path(run)).of_task("classify")
+    images = trained.test_images()
+    net = trained.net(when)
     dimension = functional_dimension(net, images[:batch])
     about = {
-        "variant": config["variant"],
-        "seed": config["seed"],
+        "variant": trained.config["variant"],
+        "seed": trained.config["seed"],
         "when": when,
         "functional_dimension": dimension.rank,
         "functional_dimension_gap": finite(dimension.gap),
         "functional_dimension_most": min(dimension.shape),
     }
     return [about | row for row in measured(net, images, slices)]
-
-
-def configuration(run: Path) -> dict[str, Any]:
-    """The config.yaml of a run, of a task that can be measured: one image in, a few scores out."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    if config["task"]["name"] != "classify":
-        raise SkipformError(f"{run}: a net of task {config['task']['name']!r}; accepted: classify")
-    return config
-
-
-def test_images(config: dict[str, Any]) -> torch.Tensor:
-    """The test images of a run, (N, c, h, w), in float64."""
-    images = data.build(0, **config["data"])
-    images.prepare_data()
-    images.setup()
-    return images.splits["test"][0].double()
 
 
 def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
@@ -178,30 +110,3 @@ def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str
             }
         )
     return rows
-
-
-def ranks(net: nn.Module, features: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """The ranks of two Jacobians at x: of the scores and of the features that the last layers make them of."""
-    scores, hidden = jacobian_rank(net, x), jacobian_rank(features, x)
-    return {
-        "jacobian_rank": scores.rank,
-        "rank_gap": finite(scores.gap),
-        "output_dim": scores.shape[0],
-        "feature_rank": hidden.rank,
-        "feature_rank_gap": finite(hidden.gap),
-        "feature_dim": hidden.shape[0],
-    }
-
-
-def finite(gap: float) -> float | None:
-    """JSON has no infinity: null where no singular value is left below the rank."""
-    return gap if math.isfinite(gap) else None
-
-
-def headless(net: nn.Module) -> nn.Module:
-    """A copy of the net that returns what its last linear layer reads."""
-    net = copy.deepcopy(net)
-    name = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Identity())
-    return net.eval()

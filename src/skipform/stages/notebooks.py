@@ -17,7 +17,7 @@ from nbformat import NotebookNode, writes
 from tqdm import tqdm
 
 from skipform.errors import SkipformError
-from skipform.stages.files import write_json, write_text
+from skipform.files import write_json, write_text
 
 
 class NotebookFailed(RuntimeError):

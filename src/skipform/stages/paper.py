@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typst
 
-from skipform.stages.files import whole
+from skipform.files import whole
 
 
 def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> int:

@@ -5,10 +5,9 @@ import io
 import json
 from pathlib import Path
 
-import yaml
-
 from skipform.errors import SkipformError
-from skipform.stages.files import write_text
+from skipform.files import write_text
+from skipform.runs import Run
 
 
 def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
@@ -21,9 +20,9 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
     rows = []
     for summary in sorted(Path(runs).glob("*/summary.json")):
         for variant, found in json.loads(summary.read_text()).items():
-            folders = [summary.parent / variant / f"seed{seed}" for seed in found["seeds"]]
-            config = yaml.safe_load((folders[0] / "config.yaml").read_text())
-            made = [json.loads((folder / "provenance.json").read_text()) for folder in folders]
+            trained = [Run(summary.parent / variant / f"seed{seed}") for seed in found["seeds"]]
+            config = trained[0].config
+            made = [run.provenance for run in trained]
             row = {
                 "experiment": summary.parent.name,
                 "variant": variant,

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skipform.errors import SkipformError
+from skipform.files import whole, write_text
 from skipform.measure import plane
-from skipform.stages.files import whole, write_text
-from skipform.stages.measure import configuration, test_images
+from skipform.runs import Run
 from skipform.stages.models import from_factory, shape_of
-from skipform.stages.run import load
 
 SUFFIXES = (".svg", ".png", ".pdf")
 
@@ -79,11 +78,12 @@ def _network(
     """The net in eval mode, an input shaped as it takes one, and the points the source itself offers."""
     folder = Path(source)
     if (folder / "config.yaml").is_file():
-        test = test_images(configuration(folder))  # (N, c, h, w)
+        run = Run(folder).of_task("classify")
+        test = run.test_images()  # (N, c, h, w)
         chosen = images or [0, 1, 2]
         if len(chosen) != 3 or not all(0 <= i < len(test) for i in chosen):
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")
-        return load(folder), test[0], test[chosen]
+        return run.net(), test[0], test[chosen]
     if ":" not in source:
         raise SkipformError(f"{source}: neither a run's folder (with config.yaml) nor MODULE:FACTORY")
     if input is None or images is not None:

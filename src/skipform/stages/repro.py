@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from skipform.errors import SkipformError
-from skipform.stages.files import write_json
+from skipform.files import write_json
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
 

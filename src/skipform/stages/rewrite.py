@@ -10,7 +10,7 @@ from tqdm import tqdm
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
 from skipform.errors import SkipformError
-from skipform.stages.files import whole
+from skipform.files import whole
 from skipform.stages.models import from_factory, shape_of
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")

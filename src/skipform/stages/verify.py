@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from skipform.stages.files import write_json
+from skipform.files import write_json
 from skipform.theory import blocks, pooling, proofs, rounding, skips
 from skipform.theory.affine import Affine, fractions
 from skipform.theory.blocks import Block, BlockNet

@@ -47,13 +47,12 @@ class Optimizer:
             if name not in get_args(accepted):
                 raise SkipformError(f"unknown {what} {name!r}; accepted: {', '.join(get_args(accepted))}")
 
-    def build(self, net: nn.Module, steps: int, *, fused: bool = False, stacked: bool = False) -> dict[str, Any]:
+    def build(self, net: nn.Module, steps: int, *, fused: bool = False) -> dict[str, Any]:
         """What `LightningModule.configure_optimizers` returns, for a training of `steps` steps.
 
         fused: the optimiser's step in one kernel.
-        stacked: the first dimension of every parameter counts the nets that it is of.
         """
-        groups, one = self._groups(net, 2 if stacked else 1), {"fused": fused or None}
+        groups, one = self._groups(net), {"fused": fused or None}
         if self.name in ("adam", "adamw"):
             adam = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
             optimizer: torch.optim.Optimizer = adam(groups, self.lr, tuple(self.betas), self.eps, **one)  # type: ignore[arg-type]
@@ -63,8 +62,8 @@ class Optimizer:
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scale(step, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _groups(self, net: nn.Module, vector: int) -> list[dict[str, Any]]:
-        """The trained parameters, those of the same rate and decay together; `vector` dimensions make no matrix."""
+    def _groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters, those of the same rate and decay together."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors = self.factors or {}
         for prefix in factors:
@@ -77,7 +76,7 @@ class Optimizer:
             if not parameter.requires_grad:
                 continue
             factor = math.prod(factor for prefix, factor in factors.items() if _under(name, prefix))
-            decay = self.weight_decay if self.decayed == "all" or parameter.dim() > vector else 0.0
+            decay = self.weight_decay if self.decayed == "all" or parameter.dim() > 1 else 0.0
             groups.setdefault((self.lr * factor, decay), []).append(parameter)
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 

@@ -29,7 +29,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skipform import data, nets, tasks
 from skipform.errors import SkipformError
-from skipform.stages.run import trainer
+from skipform.training.run import trainer
 
 Block = dict[str, Any]
 NOT_SAID = {  # section -> the arguments that are not the file's

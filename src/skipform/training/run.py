@@ -16,29 +16,26 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from inspect import getfile
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import yaml
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
-from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from safetensors.torch import save_model
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from skipform import data, nets, tasks
 from skipform.errors import SkipformError
-from skipform.stages.files import fingerprint, versions, whole, write_json, write_text
+from skipform.files import fingerprint, versions, whole, write_json, write_text
 from skipform.tasks import Task
+from skipform.training.journal import Journal, mixed
 
 FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
 
@@ -101,8 +98,8 @@ def found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | N
 
 def initial(config: dict[str, Any]) -> nn.Module:
     """The net of a run before training, which its seed alone decides."""
-    torch.manual_seed(_mixed(config["seed"]))
-    return build(config["net"])
+    torch.manual_seed(mixed(config["seed"]))
+    return nets.from_block(config["net"])
 
 
 def fit(lightning: Trainer, task: Task, module: LightningDataModule, last: Path | None) -> None:
@@ -114,7 +111,7 @@ def fit(lightning: Trainer, task: Task, module: LightningDataModule, last: Path 
 
 
 def leave(
-    folder: Path, config: dict[str, Any], net: nn.Module, journal: "Journal", metrics: dict[str, Any], **origin: Any
+    folder: Path, config: dict[str, Any], net: nn.Module, journal: Journal, metrics: dict[str, Any], **origin: Any
 ) -> None:
     """What a finished run leaves; its provenance comes last, and says of what origin the rest is."""
     if journal.logger:
@@ -126,31 +123,6 @@ def leave(
     write_json(folder / "provenance.json", origin | _provenance(journal.seconds))
 
 
-def launched() -> bool:
-    """Whether torchrun or srun has started this process, with others."""
-    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-
-
-def rank() -> int:
-    """This process's number among those that torchrun or srun started; 0 for one alone."""
-    for environment in (TorchElasticEnvironment, SLURMEnvironment):
-        if environment.detect():
-            return environment().global_rank()
-    return 0
-
-
-def build(block: dict[str, Any]) -> nn.Module:
-    """The net of a {net: NAME, ...} block."""
-    return nets.build(block["net"], **{key: value for key, value in block.items() if key != "net"})
-
-
-def load(folder: Path, moment: Literal["initial", "final"] = "final") -> nn.Module:
-    """The net of a finished run, before or after its training, in evaluation mode."""
-    net = build(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["net"])
-    load_model(net, folder / f"{moment}.safetensors")
-    return net.eval()
-
-
 def trainer(
     *,
     max_epochs: int,
@@ -158,7 +130,6 @@ def trainer(
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     gradient_clip_val: float | None = None,
     fast: bool = False,
-    stacked: bool = False,
     strategy: Literal["auto", "ddp"] = "auto",
     devices: int = 1,
     num_nodes: int = 1,
@@ -172,7 +143,6 @@ def trainer(
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
         fast: the step compiled (see `Task.quicken`), and the kernels that are fastest, in whatever order they sum.
-        stacked: the seeds of a variant are one process's, in one step; see stacked.py.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
             batch, so that data.batch_size is that of all; on GPUs batch norm is over all of them too.
     """
@@ -198,117 +168,6 @@ def trainer(
     )
 
 
-class Journal(Callback):
-    """The run's memory: a row per epoch, the checkpoint after it, and the seed before it.
-
-    Every epoch starts from a random state that depends on (seed, epoch) alone, so an epoch after a restart is the same
-    as one without. Losses stay on the device until the epoch's end.
-    """
-
-    def __init__(self, checkpoint: Path, seed: int, bar: tqdm) -> None:
-        self.checkpoint, self.seed, self.bar = checkpoint, seed, bar
-        self.rows: list[dict[str, float]] = []
-        self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
-        self.seen: dict[str, list[dict[str, Any]]] = {}  # split -> what each batch's step returned
-        self.logger: WandbLogger | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "steps": self.steps, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows, self.steps, self.seconds = state_dict["rows"], state_dict["steps"], state_dict["seconds"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = time.monotonic()
-        self.bar.total -= self.steps
-        for row in self.rows:  # an offline W&B run cannot be resumed: the new one gets the past too
-            self._log(row)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        others = [trainer.global_rank] if trainer.global_rank else []  # whose dropout differs
-        torch.manual_seed(_mixed(self.seed, trainer.current_epoch, *others))
-        trainer.train_dataloader.epoch = trainer.current_epoch  # type: ignore[union-attr]
-        self.seen = {}
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.seen.setdefault("train", []).append(outputs)
-        self.bar.update()
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        split = trainer.datamodule.held_out[dataloader_idx]
-        self.seen.setdefault(split, []).append(outputs)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.close(trainer, pl_module)
-        keep(trainer, self.checkpoint)
-
-    def close(self, trainer: Trainer, task: Task) -> None:
-        """The epoch's row."""
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
-        for split, batches in self.seen.items():
-            column = {key: _column(batches, key) for key in batches[0]}
-            sizes = column.pop("size")
-            units = int(_summed(trainer, sizes.sum()))
-            row[f"{split}_loss"] = _summed(trainer, (column.pop("loss") * (sizes / units)).sum())
-            row |= {f"{split}_{key}": 100 * _summed(trainer, of.sum()) / units for key, of in column.items()}
-            row |= {f"{split}_{key}": score for key, score in task.scores(split).items()}
-        self.steps += len(self.seen["train"])
-        self.seconds += time.monotonic() - self.since
-        self.since = time.monotonic()
-        self.rows.append(row)
-        name, unit = task.SHOWN
-        shown = row.get(f"test_{name}")
-        self.bar.set_postfix_str("" if shown is None else f"test {spoken(name)} {shown:.2f} {unit}", refresh=False)
-        self._log(row)
-
-    def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
-        """What is said of the whole run: the last epoch's row, and what it is of."""
-        parameters = list(task.net.parameters())
-        return {
-            "variant": config["variant"],
-            "seed": config["seed"],
-            "epochs": len(self.rows),
-            "steps": self.steps,
-            "shown": list(task.SHOWN),
-            "higher": task.HIGHER,
-            "parameters": sum(p.numel() for p in parameters),
-            "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-            **{key: value for key, value in self.rows[-1].items() if key != "epoch"},
-        }
-
-    def _log(self, row: dict[str, float]) -> None:
-        if self.logger:
-            self.logger.log_metrics(row, step=int(row["epoch"]))
-
-
-def keep(trainer: Trainer, checkpoint: Path) -> None:
-    """What a killed run goes on from."""
-    with whole(checkpoint) if trainer.is_global_zero else nullcontext(checkpoint) as beside:
-        trainer.save_checkpoint(beside)  # all take part, the first one writes
-
-
-def spoken(name: str) -> str:
-    """A score's name as text: mean_iou -> mean iou."""
-    return name.replace("_", " ")
-
-
-def _column(batches: list[dict[str, Any]], key: str) -> Tensor:
-    """One of the numbers that the steps returned, of all batches, in float64; here the host waits for the device."""
-    return torch.stack([torch.as_tensor(batch[key]) for batch in batches]).double().cpu()
-
-
-def _summed(trainer: Trainer, value: Tensor) -> float:
-    """The sum of a scalar over all processes."""
-    if trainer.world_size > 1:
-        value = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
-    return value.item()
-
-
-def _mixed(*numbers: int) -> int:
-    """One seed from several, without the patterns that sums and products of them have."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def save(net: nn.Module, path: Path) -> None:
     with whole(path) as beside:
         save_model(net, str(beside))
@@ -329,12 +188,12 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def fingerprinted(config: dict[str, Any], *others: Path) -> str:
+def fingerprinted(config: dict[str, Any]) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
     package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
     shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
-    sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own), Path(__file__)]
-    return fingerprint(config, [*sources, *others])
+    sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own)]
+    return fingerprint(config, [*sources, Path(__file__), Path(__file__).with_name("journal.py")])
 
 
 def _provenance(seconds: float) -> dict[str, Any]:

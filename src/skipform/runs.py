@@ -1,0 +1,82 @@
+"""A finished training run, read back from its folder. What the files hold is stated in training/run.py."""
+
+import csv
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from skipform import nets
+from skipform.errors import SkipformError
+
+if TYPE_CHECKING:
+    from skipform.tasks import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that `skipform fit` left in `folder`; every file is read when it is first asked for, and once."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Everything that is needed to do the run again: variant, seed, net, data, task, optimizer, trainer."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The scores after the last epoch, and the numbers of epochs, steps and parameters."""
+        return json.loads((self.folder / "metrics.json").read_text())
+
+    @cached_property
+    def history(self) -> list[dict[str, float]]:
+        """One row an epoch: "epoch", and the loss and the scores of every split."""
+        with (self.folder / "history.csv").open(newline="") as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Commit, command, versions, hardware, times."""
+        return json.loads((self.folder / "provenance.json").read_text())
+
+    def net(self, moment: Literal["initial", "final"] = "final") -> nn.Module:
+        """A new copy of the net before or after training, in evaluation mode."""
+        net = nets.from_block(self.config["net"])
+        load_model(net, self.folder / f"{moment}.safetensors")
+        return net.eval()
+
+    def task(self) -> "Task":
+        """The task of the final net, in evaluation mode."""
+        from skipform import tasks
+
+        return tasks.build(self.net(), self.config["task"], self.config["optimizer"]).eval()
+
+    def data(self, root: str | None = None) -> Any:
+        """The data module, prepared and set up; `root`: where its files are, by default where training had them."""
+        from skipform import data
+
+        module = data.build(0, **self.config["data"] | ({} if root is None else {"root": root}))
+        module.prepare_data()
+        module.setup()
+        return module
+
+    def test_images(self) -> Tensor:
+        """The test images of a run of task classify, (N, c, h, w), in float64."""
+        return self.data().splits["test"][0].double()
+
+    def of_task(self, name: str) -> "Run":
+        """This run. Raises SkipformError if its task is not `name`."""
+        if self.config["task"]["name"] != name:
+            raise SkipformError(f"{self.folder}: a net of task {self.config['task']['name']!r}; accepted: {name}")
+        return self
+
+
+def finished(folder: str | Path) -> list[Run]:
+    """The finished runs of an experiment's folder, FOLDER/VARIANT/seedK, in alphabetical order."""
+    return [Run(path.parent) for path in sorted(Path(folder).glob("*/seed*/provenance.json"))]

@@ -1,0 +1,48 @@
+"""Weights & Biases, which mirrors a run and is never read back."""
+
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import WandbLogger
+
+from skipform.errors import SkipformError
+
+
+def logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
+    """A W&B run in ./wandb (or WANDB_DIR): online only with a key, and never a question."""
+    mode = os.environ.get("WANDB_MODE", "auto") if said == "auto" else said
+    if mode == "auto":
+        mode = "online" if has_key() else "offline"
+    if mode == "disabled":
+        return None
+    import wandb
+
+    if mode not in ("online", "offline", "shared"):
+        raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: online, offline, shared, disabled")
+    started = wandb.init(
+        project="skipform",
+        group="{experiment} {scale}".format(**config),
+        name="{experiment} {variant} seed{seed}".format(**config),
+        dir=os.environ.get("WANDB_DIR", "."),
+        mode=mode,  # type: ignore[arg-type]
+        config=config,
+        reinit="create_new",  # a run that failed in this process may still be open
+        # what W&B would gather about machine and packages is in provenance.json, and takes half a second a run
+        settings=wandb.Settings(
+            silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True
+        ),
+    )
+    return WandbLogger(experiment=started)
+
+
+def has_key() -> bool:
+    """Whether W&B can log in without asking: by environment or by netrc, where `wandb login` leaves the key."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
