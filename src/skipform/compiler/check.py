@@ -1,12 +1,12 @@
 """The guard of the compiler: a rewritten network is compared with its original before anybody gets it.
 
-Both are evaluated in float64, at several batch sizes, on random inputs and where ReLUs and maxima have their kinks. They
-sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the most that the models of torchvision
-and timm leave (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both graphs are
-evaluated operation by operation, and a difference counts if it is larger than what the original itself does when every
-intermediate result is perturbed.
+Both are evaluated in float64, at several batch sizes, on random inputs and where ReLUs and maxima have their kinks.
+They sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the most that the models of
+torchvision and timm leave (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both graphs
+are evaluated operation by operation, and a difference counts if it is larger than what the original itself does when
+every intermediate result is perturbed.
 
-    deviation of a tensor = the largest change that WALKS evaluations show in which each result r of an operation becomes
+    deviation of a tensor = its largest change over WALKS evaluations, in which each result r of an operation becomes
                             r + 2^-40 M g, with g standard normal and M the largest number that enters or leaves it
     allowed               = 2^-3 of it: what perturbations of 2^-43 do, a thousand roundings of 2^-53 an operation
 """
@@ -58,9 +58,8 @@ def check(
         points = tuple(x.to(device) for x in samples(shapes, batch, dtype))
         expected, coarseness = _original(module, points, dtype)
         given = tensors(graph(*points))
-        if len(expected) == len(given) == len(batch_dims) and all(
-            agree(*pair, dim, AGREEMENT * coarseness) for *pair, dim in zip(expected, given, batch_dims, strict=True)
-        ):
+        outputs = zip(expected, given, batch_dims, strict=True)
+        if all(agree(theirs, value, dim, AGREEMENT * coarseness) for theirs, value, dim in outputs):
             continue
         arguments = _arguments(captured, points)
         original = Evaluation(captured.graph, arguments).values
@@ -73,9 +72,9 @@ def check(
             slack = coarseness * allowed.get(node, torch.zeros(1))
             if not agree(theirs, value, batch_dim(node), AGREEMENT * coarseness, slack):
                 raise SkipformError(
-                    f"{type(module).__name__}: on a batch of {batch} it computes something else than its captured graph,"
-                    f" by {apart(theirs, value, batch_dim(node))[0].max():.1e}; a forward without chance, memory and"
-                    " code that torch.export does not see, the same for every batch size, is accepted"
+                    f"{type(module).__name__}: on a batch of {batch} it computes something else than its captured"
+                    f" graph, by {apart(theirs, value, batch_dim(node))[0].max():.1e}; accepted is a forward without"
+                    " chance, memory and code that torch.export does not see, the same for every batch size"
                 )
 
 

@@ -209,7 +209,7 @@ class _Flattening:
         return self._assemble(matrix, np.concatenate([values[n][1] for n in leaves]), leaves)
 
     def values_at(self, original: dict[fx.Node, Tensor]) -> Iterator[tuple[str, fx.Node, Tensor]]:
-        """(place, node, value) of every operation by its matrix, where inputs and ReLUs have their `original` values."""
+        """(place, node, value) of every operation by its matrix, with the `original` values of inputs and ReLUs."""
         state = np.zeros((self.columns, 3))
         for node, matrix, bias in self._matrices():
             if node.op == "placeholder" or node.target is torch.relu:

@@ -228,8 +228,8 @@ def _of_canonical(net: CanonicalNetwork, check: bool) -> Program:
 
 
 def _compare_step(step: Step, affine: Affine, state: np.ndarray, carried: np.ndarray, k: int) -> None:
-    """Raise InternalError unless the step computes the layer's A z + b, to 1e-12 (|A| |z| + |b|): thousands of times its
-    rounding, for sums of up to a thousand terms. state: which entries of z are its columns."""
+    """Raise InternalError unless the step computes the layer's A z + b, to 1e-12 (|A| |z| + |b|): thousands of times
+    its rounding, for sums of up to a thousand terms. state: which entries of z are its columns."""
     z = np.random.default_rng(k).standard_normal(affine.in_features)
     expected = np.concatenate([affine(z[None])[0], z[state[carried]]])
     given = step.apply(torch.from_numpy(z[state])[None])[0].numpy()
