@@ -23,22 +23,34 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, mutates
 from skipform.compiler.emit import where
 from skipform.errors import InternalError, SkipformError
 
-BATCHES = (1, 3)  # one sample, where broadcasting hides; several, which a wrong rule may mix
+BATCHES = (("normal",), ("kinks", "wide"))  # one sample, where broadcasting hides; two, which a wrong rule may mix
 AGREEMENT = 1e-12  # of two float64 evaluations, relative to the largest entry of a sample's output
 PERTURBATION = 2.0**-40
 WALKS = 4
 ALLOWED = 2.0**-3
 
 
-def samples(shapes: Sequence[tuple[int, ...]], batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """Inputs (batch, *shape) in float64 whose entries `dtype` holds exactly, the same at every call. The samples are in
-    turn: normal numbers; -1, 0 and 1, so that zeros and ties are everywhere; magnitudes from 1e-3 to 1e3."""
-    generator = torch.Generator().manual_seed(batch)
+def samples(
+    shapes: Sequence[tuple[int, ...]],
+    kinds: Sequence[str] = ("normal", "kinks", "wide"),
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, ...]:
+    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; a sample of each kind:
+
+    normal    standard normal entries
+    kinks     -1, 0 and 1 alike often, so that zeros and ties are everywhere
+    wide      normal entries times 10^s, s uniform in [-3, 3]
+    """
+    generator = torch.Generator().manual_seed(0)
     inputs = []
     for shape in shapes:
-        x = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
-        x[1::3] = x[1::3].sign() * (x[1::3].abs() > 0.43)  # a third of these entries is zero
-        x[2::3] *= 10 ** (6 * torch.rand(x[2::3].shape, generator=generator, dtype=torch.float64) - 3)
+        x = torch.randn(len(kinds), *shape, generator=generator, dtype=torch.float64)
+        exponent = 6 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 3
+        for k, kind in enumerate(kinds):
+            if kind == "kinks":
+                x[k] = x[k].sign() * (x[k].abs() > 0.43)  # which one normal number in three is not
+            elif kind == "wide":
+                x[k] *= 10 ** exponent[k]
         inputs.append(x.to(dtype).double())
     return tuple(inputs)
 
@@ -54,8 +66,8 @@ def check(
     """
     shapes, dtype, device = [tuple(x.shape[1:]) for x in inputs], inputs[0].dtype, inputs[0].device
     batch_dims = [n.meta.get("batch_dim") for n in output_nodes(graph.graph)]
-    for batch in BATCHES:
-        points = tuple(x.to(device) for x in samples(shapes, batch, dtype))
+    for kinds in BATCHES:
+        points = tuple(x.to(device) for x in samples(shapes, kinds, dtype))
         expected, coarseness = _original(module, points, dtype)
         given = tensors(graph(*points))
         outputs = zip(expected, given, batch_dims, strict=True)
@@ -72,7 +84,7 @@ def check(
             slack = coarseness * allowed.get(node, torch.zeros(1))
             if not agree(theirs, value, batch_dim(node), AGREEMENT * coarseness, slack):
                 raise SkipformError(
-                    f"{type(module).__name__}: on a batch of {batch} it computes something else than its captured"
+                    f"{type(module).__name__}: on a batch of {len(kinds)} it computes something else than its captured"
                     f" graph, by {apart(theirs, value, batch_dim(node))[0].max():.1e}; accepted is a forward without"
                     " chance, memory and code that torch.export does not see, the same for every batch size"
                 )

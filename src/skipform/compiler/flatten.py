@@ -179,7 +179,7 @@ def _compare(graph: fx.GraphModule, shape: Structure, network: CanonicalNetwork)
     """Raise InternalError, naming the first operation whose matrix is wrong, unless the network computes what the
     rewritten module does on three samples (see check.py)."""
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    points = samples([_shape(n)[1:] for n in inputs], 3)
+    points = samples([_shape(n)[1:] for n in inputs])
     outputs = [rows(y, batch_dim(n)) for y, n in zip(tensors(graph(*points)), output_nodes(graph.graph), strict=True)]
     expected = torch.cat([y.expand(3, -1) for y in outputs], 1)
     given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.flatten(1) for x in points], 1))
