@@ -19,7 +19,7 @@ ARROWS = {
     "theory": set(),
     "compiler": {"theory"},
     "measure": {"theory", "compiler"},
-    "nets": set(),
+    "nets": {"theory"},
     "data": set(),
     "tasks": set(),
     "stages": {"theory", "compiler", "measure", "nets", "data", "tasks"},

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skipform.errors import SkipformError
 from skipform.theory import pooling, rounding
+from skipform.theory.trees import tree_depth
 
 # Sixty-three rationals, drawn by index: quick to draw, often equal, zero among them.
 rationals = st.integers(-31, 31).map(lambda k: Fraction(k, 1 + abs(k) % 7))
@@ -50,7 +51,7 @@ def test_max_pooling_is_a_relu_perceptron_of_depth_exactly_ceil_log2_n(numbers):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(rationals, min_size=1, max_size=12), st.integers(0, 15))
 def test_max_pooling_takes_any_number_of_layers_from_log2_n_on(numbers, more):
-    depth = pooling.tree_depth(len(numbers)) + more
+    depth = tree_depth(len(numbers)) + more
     network = pooling.maximum(len(numbers), depth=depth, exact=True)
     assert network.depth == depth
     assert network.relu_count == len(numbers) - 1

@@ -24,6 +24,7 @@ from skipform.theory.affine import Affine, fractions
 from skipform.theory.blocks import Block, BlockNet
 from skipform.theory.network import CanonicalNetwork
 from skipform.theory.skips import ProductNetwork
+from skipform.theory.trees import tree_depth
 
 
 @dataclass
@@ -158,7 +159,7 @@ def maximum_is_a_tree(check: Check) -> None:
 
 def maximum_has_every_larger_depth(check: Check) -> None:
     for n in range(2, 10 if check.everything else 7):
-        for depth in range(pooling.tree_depth(n), n + 2):
+        for depth in range(tree_depth(n), n + 2):
             check.equal(partial(pooling.maximum, n, depth=depth), _maximum)
             network = pooling.maximum(n, depth=depth, exact=True)
             check.fact(network.depth == depth)
@@ -169,7 +170,7 @@ def maximum_of_five_has_depth_two(check: Check) -> None:
     for _ in range(check.instances_wanted):
         check.equal(partial(pooling.shallow_maximum, 5), _maximum)
     network = pooling.shallow_maximum(5, exact=True)
-    check.fact(network.widths == (6, 7) and pooling.depth_bound(5) == 2 and pooling.tree_depth(5) == 3)
+    check.fact(network.widths == (6, 7) and pooling.depth_bound(5) == 2 and tree_depth(5) == 3)
     check.proof(proofs.prove(network, _greatest))
 
 
@@ -237,7 +238,7 @@ def merges(
             for _ in range(max(1, check.instances_wanted // 8)):
                 check.equal(partial(merge, *[(2, 3)] * n), partial(_across, n=n, of=definition))
             network = merge(*[(1,)] * n, exact=True)
-            check.fact(network.depth == (pooling.tree_depth(n) if deep else 0))
+            check.fact(network.depth == (tree_depth(n) if deep else 0))
             check.proof(proofs.prove(network, lambda x: _one(symbolic(x))))
 
     return run
@@ -256,7 +257,7 @@ def product(form: str) -> Callable[[Check], None]:
         for n in range(2, 10):
             network = skips.multiply(*[(2,)] * n, form=form)
             check.product(network, partial(_across, n=n, of=partial(np.prod, axis=0)), logs=form == "log")
-            check.fact(network.depth == (2 if form == "log" else pooling.tree_depth(n)))
+            check.fact(network.depth == (2 if form == "log" else tree_depth(n)))
             check.proof(proofs.prove_product(network, partial(_product_of, n)))
 
     return run

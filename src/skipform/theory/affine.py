@@ -155,7 +155,7 @@ class Affine:
         """x -> self(x) + other(x)."""
         m = self.out_features
         total = select([*range(m)], m, exact=self.is_exact)
-        return beside(total, total).compose(stack(self, other))
+        return hstack(total, total).compose(vstack(self, other))
 
     def __neg__(self) -> "Affine":
         """x -> -self(x)."""
@@ -198,10 +198,10 @@ def select(coordinates: Iterable[int], in_features: int, *, exact: bool = False)
     return Affine(np.arange(m + 1), indices, one, zero, in_features)
 
 
-def stack(*maps: Affine) -> Affine:
+def vstack(*maps: Affine) -> Affine:
     """x -> (f_1(x); f_2(x); ...): concatenation of maps of one argument."""
     if len({f.in_features for f in maps}) != 1:
-        raise SkipformError(f"stack: maps of {[f.in_features for f in maps]} inputs; the same number is accepted")
+        raise SkipformError(f"vstack: maps of {[f.in_features for f in maps]} inputs; the same number is accepted")
     maps = _alike(maps)
     offsets = np.cumsum([0, *(f.nonzeros for f in maps)])
     indptr = np.concatenate([[0], *(f.indptr[1:] + offset for f, offset in zip(maps, offsets, strict=False))])
@@ -210,19 +210,19 @@ def stack(*maps: Affine) -> Affine:
     return Affine(indptr, indices, data, bias, maps[0].in_features)
 
 
-def block(*maps: Affine) -> Affine:
+def block_diagonal(*maps: Affine) -> Affine:
     """(x_1; x_2; ...) -> (f_1(x_1); f_2(x_2); ...): the block-diagonal map diag(f_1, f_2, ...)."""
     offsets = np.cumsum([0, *(f.in_features for f in maps)])
     total = int(offsets[-1])
-    return stack(
+    return vstack(
         *(f.spread(np.arange(f.in_features) + offset, total) for f, offset in zip(maps, offsets, strict=False))
     )
 
 
-def beside(*maps: Affine) -> Affine:
+def hstack(*maps: Affine) -> Affine:
     """(x_1; x_2; ...) -> f_1(x_1) + f_2(x_2) + ...: the row of blocks (f_1 f_2 ...) of Proposition 1."""
     if len({f.out_features for f in maps}) != 1:
-        raise SkipformError(f"beside: maps of {[f.out_features for f in maps]} outputs; the same number is accepted")
+        raise SkipformError(f"hstack: maps of {[f.out_features for f in maps]} outputs; the same number is accepted")
     maps = _alike(maps)
     offsets = np.cumsum([0, *(f.in_features for f in maps)])
     row = np.concatenate([np.repeat(np.arange(f.out_features), np.diff(f.indptr)) for f in maps])

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Affine, beside, block, fractions, identity, stack
+from skipform.theory.affine import Affine, block_diagonal, fractions, hstack, identity, vstack
 
 FORMAT = "skipform-canonical-1"
 
@@ -152,7 +152,7 @@ class CanonicalNetwork:
         maps = []
         for a in outer.affine_maps:
             fresh = a.in_features - outer.in_features
-            maps.append(a.compose(block(identity(fresh, exact=self.is_exact), self.readout)))
+            maps.append(a.compose(block_diagonal(identity(fresh, exact=self.is_exact), self.readout)))
         *layers, readout = maps
         return CanonicalNetwork((*self.layers, *layers), readout, self.input_shape, outer.output_shape)
 
@@ -234,14 +234,14 @@ def parallel(*networks: CanonicalNetwork) -> CanonicalNetwork:
     layers: list[Affine] = []
     for k in range(max(f.depth for f in networks)):
         active = [i for i, f in enumerate(networks) if k < f.depth]
-        layers.append(stack(*(networks[i].layers[k].spread(size - columns[i], size) for i in active)))
+        layers.append(vstack(*(networks[i].layers[k].spread(size - columns[i], size) for i in active)))
         front = size + layers[-1].out_features
         for i in active:
             width = networks[i].layers[k].out_features
             columns[i] = np.concatenate([np.arange(front, front - width, -1), columns[i]])
             front -= width
         size += layers[-1].out_features
-    readout = stack(*(f.readout.spread(size - c, size) for f, c in zip(networks, columns, strict=True)))
+    readout = vstack(*(f.readout.spread(size - c, size) for f, c in zip(networks, columns, strict=True)))
     return CanonicalNetwork(tuple(layers), readout)
 
 
@@ -260,5 +260,5 @@ def direct(*networks: CanonicalNetwork) -> CanonicalNetwork:
 def add(*networks: CanonicalNetwork) -> CanonicalNetwork:
     """x -> f_1(x) + f_2(x) + ...: an addition is a concatenation followed by (I I ...) (Theorem 2)."""
     m = networks[0].out_features
-    total = beside(*(identity(m, exact=f.is_exact) for f in networks))
+    total = hstack(*(identity(m, exact=f.is_exact) for f in networks))
     return parallel(*networks).then(affine(total))

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Affine, Row, beside, block, fractions, identity, select, stack
+from skipform.theory.affine import Affine, Row, block_diagonal, fractions, hstack, identity, select, vstack
 from skipform.theory.network import CanonicalNetwork, affine, parallel
 from skipform.theory.pooling import negated, window_maxima
 
@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 def join(u: Affine, v: Affine) -> Affine:
     """The w with w(a; b) = u(a) + v(b), w = (u v) (Proposition 1); the biases add."""
-    return beside(u, v)
+    return hstack(u, v)
 
 
 def split(w: Affine, first: int) -> tuple[Affine, Affine]:
@@ -201,7 +201,7 @@ def multiply(*shapes: Shape, form: str = "squares", exact: bool = False) -> Prod
         return _log_product(factors, identity(prod(shape), exact=exact), shape)
     _known_form("multiply", form)
     maps, activations = [], []
-    inner = stack(*factors)
+    inner = vstack(*factors)
     size, count = prod(shape), len(factors)
     while count > 1:
         outer, left = _square_level(count, size, exact)
@@ -248,7 +248,7 @@ def dot(
         return _log_product(factors, sums, shape)
     _known_form("dot", form)
     squares, product_ = _square_level(2, len(x), exact)
-    return ProductNetwork((squares.compose(stack(*factors)), sums.compose(product_)), ("square",), shape)
+    return ProductNetwork((squares.compose(vstack(*factors)), sums.compose(product_)), ("square",), shape)
 
 
 def quotient(*shapes: Shape) -> ProductNetwork:
@@ -258,7 +258,7 @@ def quotient(*shapes: Shape) -> ProductNetwork:
         raise SkipformError(f"quotient: {len(shapes)} inputs; exactly 2 are accepted")
     x, y = (select(places, sum(map(prod, shapes))) for places in sources)
     one = identity(prod(shape))
-    return ProductNetwork((stack(x, y), join(one, -one), one), ("log", "exp"), shape)
+    return ProductNetwork((vstack(x, y), join(one, -one), one), ("log", "exp"), shape)
 
 
 def division_witness() -> tuple[Fraction, Fraction]:
@@ -273,7 +273,7 @@ def division_witness() -> tuple[Fraction, Fraction]:
 def _log_product(factors: list[Affine], readout: Affine, shape: Shape) -> ProductNetwork:
     """readout(exp(sum of logs)): w_0 gathers the factors, w_1 = (I I ...) adds their logarithms."""
     one = identity(factors[0].out_features, exact=readout.is_exact)
-    return ProductNetwork((stack(*factors), beside(*[one] * len(factors)), readout), ("log", "exp"), shape)
+    return ProductNetwork((vstack(*factors), hstack(*[one] * len(factors)), readout), ("log", "exp"), shape)
 
 
 def _square_level(count: int, size: int, exact: bool) -> tuple[Affine, Affine]:
@@ -281,10 +281,10 @@ def _square_level(count: int, size: int, exact: bool) -> tuple[Affine, Affine]:
     one = identity(size, exact=True)
     ones = Affine.from_rows([{}] * size, [1] * size, size)
     quarter = join(one * Fraction(1, 4), one * Fraction(-1, 4))
-    pair = stack(join(one, one), join(one, -one))  # (x; y) -> (x + y; x - y)
-    single = stack(one + ones, one - ones)  # x -> (x + 1; x - 1)
-    w = block(*[pair] * (count // 2), *[single] * (count % 2))
-    v = block(*[quarter] * ((count + 1) // 2))
+    pair = vstack(join(one, one), join(one, -one))  # (x; y) -> (x + y; x - y)
+    single = vstack(one + ones, one - ones)  # x -> (x + 1; x - 1)
+    w = block_diagonal(*[pair] * (count // 2), *[single] * (count % 2))
+    v = block_diagonal(*[quarter] * ((count + 1) // 2))
     return (w, v) if exact else (w.float(), v.float())
 
 
