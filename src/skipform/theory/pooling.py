@@ -237,11 +237,9 @@ ReluSum = tuple[Window, list[tuple[float, dict[Window, int]]]]
 
 
 def _pair_sum(parts: tuple[Window, ...]) -> ReluSum:
-    """relu(left - right) + right for a pair; a single part is carried along."""
-    if len(parts) == 1:
-        return parts[0], []
-    left, right = parts
-    return right, [(1.0, {left: 1, right: -1})]
+    """relu(left - right) + right for a pair; a single part, or one that is paired with itself, is carried along."""
+    left, right = parts[0], parts[-1]
+    return right, [(1.0, {left: 1, right: -1})] if left != right else []
 
 
 def _shallow_layers(windows: Iterable[Window]) -> list[dict[Window, ReluSum]]:
