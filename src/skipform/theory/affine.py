@@ -34,7 +34,7 @@ class Affine:
     def of(weight: Any, bias: Any = None, *, exact: bool = False) -> "Affine":
         """The map x -> weight x + bias from a nested sequence, an array or a SciPy sparse matrix; bias 0 if absent.
 
-        `exact` keeps every entry as the Fraction it is (a float64 is the rational it stands for).
+        exact: every entry becomes a Fraction; a float64 becomes the rational number that it represents.
         """
         if sparse.issparse(weight):
             csr = sparse.csr_array(weight)
@@ -61,10 +61,10 @@ class Affine:
     @staticmethod
     def from_rows(rows: Sequence[Row], bias: Any, in_features: int) -> "Affine":
         """The exact map whose row i is the dictionary rows[i] {column: Fraction}; zeros are dropped."""
-        kept = [sorted((column, value) for column, value in row.items() if value != 0) for row in rows]
-        indptr = np.cumsum([0, *(len(row) for row in kept)])
-        indices = np.array([column for row in kept for column, _ in row], dtype=np.int64)
-        data = fractions([value for row in kept for _, value in row])
+        nonzero = [sorted((column, value) for column, value in row.items() if value != 0) for row in rows]
+        indptr = np.cumsum([0, *(len(row) for row in nonzero)])
+        indices = np.array([column for row in nonzero for column, _ in row], dtype=np.int64)
+        data = fractions([value for row in nonzero for _, value in row])
         return Affine(indptr, indices, data, fractions(bias), in_features)
 
     @property
@@ -111,7 +111,7 @@ class Affine:
         return y
 
     def exact(self) -> "Affine":
-        """The same map over the rationals: every float64 entry as the Fraction it stands for."""
+        """The same map over the rationals: every float64 entry as the Fraction that it represents."""
         return Affine(self.indptr, self.indices, fractions(self.data), fractions(self.bias), self.in_features)
 
     def float(self) -> "Affine":
@@ -173,7 +173,7 @@ class Affine:
 
 
 def fractions(values: Any) -> np.ndarray:
-    """An object array of Fractions from numbers of any kind, exactly: Fraction(float) is the rational it stands for."""
+    """An object array of Fractions from numbers of any kind, exactly: Fraction(float) is the rational it represents."""
     values = np.asarray(values, dtype=object)
     out = np.empty(values.shape, dtype=object)
     for index, value in np.ndenumerate(values):

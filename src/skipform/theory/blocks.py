@@ -76,7 +76,7 @@ class BlockNet:
         """
         if merge not in ("concat", "add"):
             raise SkipformError(f"BlockNet.of: merge {merge!r}; 'concat' or 'add' is accepted")
-        built = [tuple(layer(each) for each in block) for block in blocks]
+        built = [tuple(layer(source) for source in block) for block in blocks]
         if stem is not None:
             first = layer(stem)
         else:
@@ -111,7 +111,7 @@ def layer(source: Any) -> Layer:
 
 
 def eye(n: int) -> Layer:
-    """The identity of R^n, in integers, which mix with every kind of number."""
+    """The identity of R^n, in integers, which combine with every type of number."""
     return np.eye(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
 
 
@@ -140,7 +140,7 @@ def to_addition(net: BlockNet) -> BlockNet:
     """The same function with identity addition skips y' = B(y) + y only (Theorem 3, Proposition 1).
 
     The state is as wide as the last state of `to_concatenation`, and starts as (0; stem(x)). Each block reads the
-    coordinates that are there so far and adds its outputs in front of them, where there was zero.
+    coordinates that are filled so far and adds its outputs to the zeros in front of them.
     """
     net = to_concatenation(net)
     size = net.readout[0].shape[1]
@@ -249,7 +249,9 @@ def _array(values: Any) -> np.ndarray:
 
 def _chain(name: str, w: Layer, size: int) -> int:
     if w[0].ndim != 2 or w[0].shape[1] != size or w[1].shape != w[0].shape[:1]:
-        raise SkipformError(f"BlockNet: {name} has weight {w[0].shape} and bias {w[1].shape}; {size} inputs are there")
+        raise SkipformError(
+            f"BlockNet: {name} has weight {w[0].shape} and bias {w[1].shape}; {size} inputs are accepted"
+        )
     return len(w[1])
 
 

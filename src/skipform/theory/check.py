@@ -1,4 +1,4 @@
-"""The check of one statement, in three ways that are kept apart.
+"""The check of one statement, in three ways, which are reported separately.
 
 error    the largest difference to the definition in float64 on random inputs, relative to the largest value of the
          batch (absolute where that is below 1); it must stay within the bound that `rounding` derives for it

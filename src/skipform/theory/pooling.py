@@ -39,7 +39,8 @@ def average(n: int, *, exact: bool = False) -> CanonicalNetwork:
 def maximum(n: int, *, depth: int | None = None, exact: bool = False) -> CanonicalNetwork:
     """max(x_1, ..., x_n) with n - 1 ReLUs in `depth` layers, ceil(log2 n) unless more are asked for (Theorem 1).
 
-    Beyond n - 1 layers nothing is left to do, and the last ones are empty. Raises SkipformError below ceil(log2 n).
+    There are only n - 1 ReLUs: of more layers than that, the first ones are empty. Raises SkipformError if `depth` is
+    less than ceil(log2 n).
     """
     _positive("maximum: n", n)
     return window_maxima([range(n)], n, depth=depth, exact=exact)

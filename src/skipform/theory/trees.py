@@ -28,7 +28,8 @@ def pair_tree(windows: Iterable[Window], depth: int | None = None) -> list[Layer
     """Disjoint pairs, and so the fewest ReLUs: n - 1 for a window of n indices.
 
     depth: ceil(log2 n) for the largest window unless more layers are asked for. In layer k, counted from 1, the left
-    part of a pair has 2^(k-1) indices, or all but one of the window's, so that no layer is empty before layer n.
+    part of a pair has 2^(k-1) indices, or all but one of a window that has no more. So no layer is empty unless there
+    are more than n - 1 of them; then the first ones are.
     Raises SkipformError if `depth` is less than ceil(log2 n).
     """
     windows = list(windows)
