@@ -4,9 +4,10 @@
     maximum, minimum                   concatenation skip, then one layer of relu(x - y) + y     (Theorem 2)
     product                            concatenation skip, then log, affine, exp, affine         (Theorem 2), or squares
 
-Two corrections. The paper lists division among the linear skips; division is not linear (`division_witness`), the
-argument is that of subtraction. And the product through logarithms holds for positive numbers only; outside them it
-raises here, and xy = ((x + y)^2 - (x - y)^2) / 4 is the form that holds everywhere.
+Three corrections. The paper lists division among the linear skips; division is not linear (`division_witness`), and the
+argument holds for subtraction. The product through logarithms holds for positive numbers only; for others it raises
+here, and xy = ((x + y)^2 - (x - y)^2) / 4 is the form that holds everywhere. The
+paper counts two layers for the maximum skip; by Definition 1 and Theorem 1 it has one.
 
 A merge takes tensors of given shapes (without the batch), flattened and concatenated into one argument. Shapes that
 differ broadcast as in NumPy and Keras. When all shapes are equal the network's input_shape is (n, *shape).
@@ -71,7 +72,7 @@ def average(*shapes: Shape, exact: bool = False) -> CanonicalNetwork:
 
 
 def maximum(*shapes: Shape, shallow: bool = False, exact: bool = False) -> CanonicalNetwork:
-    """max(x_1, ..., x_n) entry by entry: n - 1 ReLUs each, depth ceil(log2 n) (Theorem 2).
+    """max(x_1, ..., x_n) entry by entry: n - 1 ReLUs per entry, depth ceil(log2 n) (Theorem 2).
 
     shallow: fewer layers and more ReLUs, by `pooling.shallow_maximum`.
     """
@@ -128,7 +129,7 @@ def _broadcast(name: str, shapes: Sequence[Shape]) -> tuple[Shape, np.ndarray]:
         arrays = np.broadcast_arrays(*_indexed(shapes))
     except ValueError:
         raise SkipformError(f"{name}: shapes {list(shapes)}; shapes that broadcast together are accepted") from None
-    return arrays[0].shape, np.stack([each.reshape(-1) for each in arrays])
+    return arrays[0].shape, np.stack([array.reshape(-1) for array in arrays])
 
 
 def _shaped(network: CanonicalNetwork, shapes: Sequence[Shape], output_shape: Shape) -> CanonicalNetwork:

@@ -19,6 +19,7 @@ NOT_THE_LEAST_DEPTH = "5: ceil(log2 n) is not the least depth"
 PRINTS_DIVISION = "1: the paper prints division"
 POSITIVE_INPUTS = "2: positive inputs only"
 INCLUSION_ONLY = "6: the proof shows inclusion only"
+ONE_LAYER_NOT_TWO = "7: one layer, where the paper has two"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ STATEMENTS = [
     ),
     Statement("Theorem 2", "average skip = concatenation, affine", skip_checks.average_is_affine),
     Statement("Theorem 2", "division is not affine (witness)", skip_checks.division_is_not_affine, PRINTS_DIVISION),
-    Statement("Theorem 2", "maximum skip = relu(x - y) + y", skip_checks.maximum_is_a_relu_tree),
+    Statement("Theorem 2", "maximum skip = relu(x - y) + y", skip_checks.maximum_is_a_relu_tree, ONE_LAYER_NOT_TWO),
     Statement("Theorem 2", "minimum skip = y - relu(y - x)", skip_checks.minimum_is_a_relu_tree),
     Statement("Theorem 2", "product by log and exp, x > 0", skip_checks.product_by_logarithms, POSITIVE_INPUTS),
     Statement("Theorem 2", "product by squares, all x", skip_checks.product_by_squares, POSITIVE_INPUTS),
