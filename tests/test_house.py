@@ -21,7 +21,7 @@ ARROWS = {
     "theory": set(),
     "compiler": {"theory"},
     "measure": {"theory", "compiler"},
-    "nets": set(),
+    "nets": {"theory"},
     "data": set(),
     "tasks": set(),
     "files": set(),

@@ -165,19 +165,19 @@ def test_trained_torch_weights_convert_both_ways(skip, activations):
 def read(module, skip):
     """BlockNet of an activation_blocks net."""
     linears = [[m for m in child.modules() if isinstance(m, torch.nn.Linear)] for child in module]
-    linears = [each for each in linears if each]
+    linears = [group for group in linears if group]
     stem = linears.pop(0)[0] if skip == "add" else None
     *inner, (readout,) = linears
-    ends = [[] if skip == "add" else [blocks.eye(each[-1].out_features)] for each in inner]
+    ends = [[] if skip == "add" else [blocks.eye(group[-1].out_features)] for group in inner]
     return BlockNet.of([a + b for a, b in zip(inner, ends, strict=True)], readout, merge=skip, stem=stem)
 
 
 def write(net, module, skip):
     """Copy the weights of a BlockNet into an activation_blocks net of the same shape."""
-    kept = [net.stem] if skip == "add" else []
-    kept += [w for block in net.blocks for w in (block.layers if skip == "add" else block.layers[:-1])]
+    maps = [net.stem] if skip == "add" else []
+    maps += [w for block in net.blocks for w in (block.layers if skip == "add" else block.layers[:-1])]
     linears = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
-    for linear, (weight, bias) in zip(linears, [*kept, net.readout], strict=True):
+    for linear, (weight, bias) in zip(linears, [*maps, net.readout], strict=True):
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(np.asarray(weight, dtype=np.float64)))
             linear.bias.copy_(torch.from_numpy(np.asarray(bias, dtype=np.float64)))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from skipform.stages.verify import constructors
 from skipform.theory import pooling, rounding, skips
+from skipform.theory.keras_layers import constructors
 
 
 def close(network, x, wanted, unit=rounding.UNIT):

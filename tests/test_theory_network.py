@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Affine, beside, block, identity, select, stack
+from skipform.theory.affine import Affine, block_diagonal, hstack, identity, select, vstack
 from skipform.theory.network import CanonicalNetwork, add, affine, direct, parallel, perceptron
 
 rationals = st.fractions(min_value=-4, max_value=4, max_denominator=6)
@@ -60,14 +60,14 @@ def test_affine_algebra_is_matrix_algebra(data):
     x = data.draw(points(f.in_features + g.in_features))
     left, right = x[: f.in_features], x[f.in_features :]
     assert list(f(left)) == list(w.dot(left) + b)
-    assert list(block(f, g)(x)) == [*f(left), *g(right)]
+    assert list(block_diagonal(f, g)(x)) == [*f(left), *g(right)]
     h = Affine.of(*data.draw(dense(d=f.out_features)), exact=True)
     assert list(h.compose(f)(left)) == list(h(f(left)))
     same = Affine.of(*data.draw(dense(d=f.in_features)), exact=True)
-    assert list(stack(f, same)(left)) == [*f(left), *same(left)]
+    assert list(vstack(f, same)(left)) == [*f(left), *same(left)]
     other = Affine.of(*data.draw(dense(m=f.out_features)), exact=True)
     y = data.draw(points(other.in_features))
-    assert list(beside(f, other)(np.concatenate([left, y]))) == list(f(left) + other(y))
+    assert list(hstack(f, other)(np.concatenate([left, y]))) == list(f(left) + other(y))
     twin = Affine.of(*data.draw(dense(m=f.out_features, d=f.in_features)), exact=True)
     assert list((f - twin)(left)) == list(f(left) - twin(left))
     assert list((Fraction(1, 3) * f)(left)) == list(f(left) / 3)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skipform.errors import SkipformError
 from skipform.theory import pooling, rounding
+from skipform.theory.trees import half_tree, pair_tree, tree_depth
 
 # Sixty-three rationals, drawn by index: quick to draw, often equal, zero among them.
 rationals = st.integers(-31, 31).map(lambda k: Fraction(k, 1 + abs(k) % 7))
@@ -50,7 +51,7 @@ def test_max_pooling_is_a_relu_perceptron_of_depth_exactly_ceil_log2_n(numbers):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(rationals, min_size=1, max_size=12), st.integers(0, 15))
 def test_max_pooling_takes_any_number_of_layers_from_log2_n_on(numbers, more):
-    depth = pooling.tree_depth(len(numbers)) + more
+    depth = tree_depth(len(numbers)) + more
     network = pooling.maximum(len(numbers), depth=depth, exact=True)
     assert network.depth == depth
     assert network.relu_count == len(numbers) - 1
@@ -207,3 +208,35 @@ def test_same_averages_leave_the_padding_out_when_asked():
     repeated = pooling.average_pool((1, 4), 3, stride=2, padding="same")(x).numpy()
     np.testing.assert_allclose(inside, [[2.0, 3.5]], rtol=4 * rounding.UNIT)
     np.testing.assert_allclose(repeated, [[2.0, 11 / 3]], rtol=4 * rounding.UNIT)
+
+
+@st.composite
+def equal_windows(draw):
+    """Up to six windows of one size on nine numbers, which overlap and repeat indices."""
+    n = draw(st.integers(1, 9))
+    index = st.integers(0, 8)
+    return draw(st.lists(st.lists(index, min_size=n, max_size=n).map(tuple), min_size=1, max_size=6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(equal_windows(), st.lists(rationals, min_size=9, max_size=9))
+def test_both_kinds_of_trees_take_the_maximum_over_every_window(windows, numbers):
+    for tree in (pair_tree(windows), half_tree(windows)):
+        network = pooling.tree_maxima(windows, tree, 9, exact=True)
+        assert network.depth == len(tree) == tree_depth(len(windows[0]))
+        assert network(numbers).tolist() == [max(numbers[i] for i in window) for window in windows]
+
+
+@settings(max_examples=60, deadline=None)
+@given(equal_windows())
+def test_a_layer_of_halves_pairs_windows_of_one_size(windows):
+    for layer in half_tree(windows):
+        pairs = {window: parts for window, parts in layer.items() if len(parts) == 2}
+        assert len({len(window) for window in pairs}) == 1
+        assert all(set(window) == set(left) | set(right) for window, (left, right) in pairs.items())
+        assert all(parts == (window,) and len(window) == 1 for window, parts in layer.items() if window not in pairs)
+
+
+def test_windows_of_three_take_their_third_index_alone_where_halves_are_not_shared():
+    pairs = {(0, 1): ((0,), (1,)), (2, 3): ((2,), (3,)), (2,): ((2,),), (4,): ((4,),)}
+    assert half_tree([(0, 1, 2), (2, 3, 4)]) == [pairs, {(0, 1, 2): ((0, 1), (2,)), (2, 3, 4): ((2, 3), (4,))}]

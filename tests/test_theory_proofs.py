@@ -15,6 +15,7 @@ from skipform.stages import cli, verify
 from skipform.theory import blocks, pooling, proofs, rounding, skips
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
+from skipform.theory.statements import Statement
 
 
 def nudged(network):
@@ -140,18 +141,17 @@ def test_verify_reports_every_statement_and_writes_the_same_file_twice(tmp_path,
 
 def test_verify_exits_1_if_a_statement_fails(monkeypatch, capsys):
     def wrong(check):
-        check.equal(lambda exact: pooling.maximum(3, exact=exact), lambda x: x.min(-1))
+        check.network_equals(lambda exact: pooling.maximum(3, exact=exact), lambda x: x.min(-1))
 
-    monkeypatch.setattr(verify, "STATEMENTS", [("Theorem 0", "max = min", wrong, None)])
+    monkeypatch.setattr(verify, "STATEMENTS", [Statement("Theorem 0", "max = min", wrong)])
     assert verify.main(instances=1) == 1
     assert "FAILS" in capsys.readouterr().out
 
 
 def test_verify_takes_all_as_a_switch(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        verify, "STATEMENTS", [("Theorem 0", "0 = 0", lambda check: seen.append(check.everything), None)]
-    )
+    statement = Statement("Theorem 0", "0 = 0", lambda check: seen.append(check.thorough))
+    monkeypatch.setattr(verify, "STATEMENTS", [statement])
     assert cli.main(["verify", "--all", "--instances", "1"]) == 0
     assert cli.main(["verify", "--all", "false"]) == 0
     assert seen == [True, False]

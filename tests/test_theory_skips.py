@@ -12,7 +12,7 @@ from skipform.errors import SkipformError
 from skipform.theory import rounding, skips
 from skipform.theory.affine import Affine
 from skipform.theory.network import perceptron
-from skipform.theory.pooling import tree_depth
+from skipform.theory.trees import tree_depth
 
 # Sixty-three rationals, drawn by index: quick to draw, often equal, zero among them.
 rationals = st.integers(-31, 31).map(lambda k: Fraction(k, 1 + abs(k) % 7))

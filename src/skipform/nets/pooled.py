@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.nets.blocks import classifier
+from skipform.theory.trees import Window, pair_tree
 
 SURVEY = {
     "paper": "Nagase & Ishiwata 2019, Theorem 1",
@@ -34,28 +35,35 @@ VARIANTS = {  # depth: activation layers; the construction for a 2x2 window has 
 class MaximumByReLU(nn.Module):
     """Maximum over windows of n = size^2 pixels: ceil(log2 n) layers x -> relu(D x) + E x of grouped convolutions.
 
-    A layer pairs what the one before left, max(a, b) = relu(a - b) + b: D has the rows a - b, E the rows b; an odd one
-    out has a zero row in D. The first layer also reads the window (kernel and stride `size`). Each layer rounds by at
-    most an ulp of the larger magnitude. (n, c, h, w) -> (n, c, floor(h/size), floor(w/size)).
+    The layers are those of the tree of Theorem 1 (theory.trees.pair_tree): for the maximum of a and b from the layer
+    before, relu(a - b) + b, D has the row a - b and E the row b; for a maximum that is only carried along, the row of D
+    is zero. The first layer also reads the window (kernel and stride `size`). Each layer rounds by at most an ulp of
+    the larger magnitude. (n, c, h, w) -> (n, c, floor(h/size), floor(w/size)).
     """
 
     def __init__(self, channels: int, size: int, trainable: bool):
         super().__init__()
         self.difference, self.carry = nn.ModuleList(), nn.ModuleList()
-        left, c_in, kernel = size**2, channels, size
-        while left > 1:
-            eye, pairs = torch.eye(left), left // 2
-            a, b, rest = eye[0 : 2 * pairs : 2], eye[1 : 2 * pairs : 2], eye[2 * pairs :]
-            for layers, top, bottom in ((self.difference, a - b, 0 * rest), (self.carry, b, rest)):
-                rows = torch.cat((top, bottom)).repeat(channels, 1)  # channels*ceil(left/2) left
-                layer = nn.Conv2d(c_in, len(rows), kernel, kernel, groups=channels, bias=False)
-                layer.weight = nn.Parameter(rows.view_as(layer.weight), requires_grad=trainable)
-                layers.append(layer)
-            left, c_in, kernel = pairs + len(rest), len(rows), 1
+        maxima: list[Window] = [(pixel,) for pixel in range(size**2)]  # the pixels of each input of the layer
+        kernel = size
+        for layer in pair_tree([tuple(range(size**2))]):
+            difference, carry = torch.zeros(2, len(layer), len(maxima))
+            for row, parts in enumerate(layer.values()):
+                carry[row, maxima.index(parts[-1])] = 1
+                if len(parts) == 2:
+                    difference[row, maxima.index(parts[0])] = 1
+                    difference[row, maxima.index(parts[1])] = -1
+            for convolutions, rows in ((self.difference, difference), (self.carry, carry)):
+                c_in, c_out = channels * len(maxima) // kernel**2, channels * len(layer)
+                convolution = nn.Conv2d(c_in, c_out, kernel, kernel, groups=channels, bias=False)
+                weight = rows.repeat(channels, 1).view_as(convolution.weight)
+                convolution.weight = nn.Parameter(weight, requires_grad=trainable)
+                convolutions.append(convolution)
+            maxima, kernel = list(layer), 1
 
     def forward(self, x: Tensor) -> Tensor:
         for difference, carry in zip(self.difference, self.carry, strict=True):
-            x = torch.relu(difference(x)) + carry(x)  # n c*left h/size w/size
+            x = torch.relu(difference(x)) + carry(x)  # n c*maxima h/size w/size
         return x
 
 

@@ -1,1 +1,1 @@
-"""Mathematics: affine maps, canonical networks, and the statements of the paper. No I/O, no randomness."""
+"""Mathematics: affine maps, canonical networks, and the statements of the paper, checked. Randomness is an argument."""

@@ -34,7 +34,7 @@ class Affine:
     def of(weight: Any, bias: Any = None, *, exact: bool = False) -> "Affine":
         """The map x -> weight x + bias from a nested sequence, an array or a SciPy sparse matrix; bias 0 if absent.
 
-        `exact` keeps every entry as the Fraction it is (a float64 is the rational it stands for).
+        exact: every entry becomes a Fraction; a float64 becomes the rational number that it represents.
         """
         if sparse.issparse(weight):
             csr = sparse.csr_array(weight)
@@ -61,10 +61,10 @@ class Affine:
     @staticmethod
     def from_rows(rows: Sequence[Row], bias: Any, in_features: int) -> "Affine":
         """The exact map whose row i is the dictionary rows[i] {column: Fraction}; zeros are dropped."""
-        kept = [sorted((column, value) for column, value in row.items() if value != 0) for row in rows]
-        indptr = np.cumsum([0, *(len(row) for row in kept)])
-        indices = np.array([column for row in kept for column, _ in row], dtype=np.int64)
-        data = fractions([value for row in kept for _, value in row])
+        nonzero = [sorted((column, value) for column, value in row.items() if value != 0) for row in rows]
+        indptr = np.cumsum([0, *(len(row) for row in nonzero)])
+        indices = np.array([column for row in nonzero for column, _ in row], dtype=np.int64)
+        data = fractions([value for row in nonzero for _, value in row])
         return Affine(indptr, indices, data, fractions(bias), in_features)
 
     @property
@@ -111,7 +111,7 @@ class Affine:
         return y
 
     def exact(self) -> "Affine":
-        """The same map over the rationals: every float64 entry as the Fraction it stands for."""
+        """The same map over the rationals: every float64 entry as the Fraction that it represents."""
         return Affine(self.indptr, self.indices, fractions(self.data), fractions(self.bias), self.in_features)
 
     def float(self) -> "Affine":
@@ -155,7 +155,7 @@ class Affine:
         """x -> self(x) + other(x)."""
         m = self.out_features
         total = select([*range(m)], m, exact=self.is_exact)
-        return beside(total, total).compose(stack(self, other))
+        return hstack(total, total).compose(vstack(self, other))
 
     def __neg__(self) -> "Affine":
         """x -> -self(x)."""
@@ -173,7 +173,7 @@ class Affine:
 
 
 def fractions(values: Any) -> np.ndarray:
-    """An object array of Fractions from numbers of any kind, exactly: Fraction(float) is the rational it stands for."""
+    """An object array of Fractions from numbers of any kind, exactly: Fraction(float) is the rational it represents."""
     values = np.asarray(values, dtype=object)
     out = np.empty(values.shape, dtype=object)
     for index, value in np.ndenumerate(values):
@@ -198,10 +198,10 @@ def select(coordinates: Iterable[int], in_features: int, *, exact: bool = False)
     return Affine(np.arange(m + 1), indices, one, zero, in_features)
 
 
-def stack(*maps: Affine) -> Affine:
+def vstack(*maps: Affine) -> Affine:
     """x -> (f_1(x); f_2(x); ...): concatenation of maps of one argument."""
     if len({f.in_features for f in maps}) != 1:
-        raise SkipformError(f"stack: maps of {[f.in_features for f in maps]} inputs; the same number is accepted")
+        raise SkipformError(f"vstack: maps of {[f.in_features for f in maps]} inputs; the same number is accepted")
     maps = _alike(maps)
     offsets = np.cumsum([0, *(f.nonzeros for f in maps)])
     indptr = np.concatenate([[0], *(f.indptr[1:] + offset for f, offset in zip(maps, offsets, strict=False))])
@@ -210,19 +210,19 @@ def stack(*maps: Affine) -> Affine:
     return Affine(indptr, indices, data, bias, maps[0].in_features)
 
 
-def block(*maps: Affine) -> Affine:
+def block_diagonal(*maps: Affine) -> Affine:
     """(x_1; x_2; ...) -> (f_1(x_1); f_2(x_2); ...): the block-diagonal map diag(f_1, f_2, ...)."""
     offsets = np.cumsum([0, *(f.in_features for f in maps)])
     total = int(offsets[-1])
-    return stack(
+    return vstack(
         *(f.spread(np.arange(f.in_features) + offset, total) for f, offset in zip(maps, offsets, strict=False))
     )
 
 
-def beside(*maps: Affine) -> Affine:
+def hstack(*maps: Affine) -> Affine:
     """(x_1; x_2; ...) -> f_1(x_1) + f_2(x_2) + ...: the row of blocks (f_1 f_2 ...) of Proposition 1."""
     if len({f.out_features for f in maps}) != 1:
-        raise SkipformError(f"beside: maps of {[f.out_features for f in maps]} outputs; the same number is accepted")
+        raise SkipformError(f"hstack: maps of {[f.out_features for f in maps]} outputs; the same number is accepted")
     maps = _alike(maps)
     offsets = np.cumsum([0, *(f.in_features for f in maps)])
     row = np.concatenate([np.repeat(np.arange(f.out_features), np.diff(f.indptr)) for f in maps])

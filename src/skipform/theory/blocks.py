@@ -76,7 +76,7 @@ class BlockNet:
         """
         if merge not in ("concat", "add"):
             raise SkipformError(f"BlockNet.of: merge {merge!r}; 'concat' or 'add' is accepted")
-        built = [tuple(layer(each) for each in block) for block in blocks]
+        built = [tuple(layer(source) for source in block) for block in blocks]
         if stem is not None:
             first = layer(stem)
         else:
@@ -111,7 +111,7 @@ def layer(source: Any) -> Layer:
 
 
 def eye(n: int) -> Layer:
-    """The identity of R^n, in integers, which mix with every kind of number."""
+    """The identity of R^n, in integers, which combine with every type of number."""
     return np.eye(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
 
 
@@ -132,7 +132,7 @@ def to_concatenation(net: BlockNet) -> BlockNet:
     for block in net.blocks:
         first, *inner, last = block.layers
         blocks.append(Block((compose(first, old), *inner, eye(last[0].shape[1]))))
-        old = _beside(last, compose(block.shortcut, old)) if block.shortcut else _diagonal(last, old)
+        old = _hstack(last, compose(block.shortcut, old)) if block.shortcut else _block_diagonal(last, old)
     return BlockNet(net.stem, tuple(blocks), compose(net.readout, old))
 
 
@@ -140,7 +140,7 @@ def to_addition(net: BlockNet) -> BlockNet:
     """The same function with identity addition skips y' = B(y) + y only (Theorem 3, Proposition 1).
 
     The state is as wide as the last state of `to_concatenation`, and starts as (0; stem(x)). Each block reads the
-    coordinates that are there so far and adds its outputs in front of them, where there was zero.
+    coordinates that are filled so far and adds its outputs to the zeros in front of them.
     """
     net = to_concatenation(net)
     size = net.readout[0].shape[1]
@@ -171,10 +171,10 @@ def to_single(net: BlockNet) -> BlockNet:
             new = compose(w, reads)
             units, size = new[0].shape
             blocks.append(Block((new, eye(units))))
-            reads = _beside(eye(units), _zero(units, size))
-            old = _beside(_zero(len(old[1]), units), old)
+            reads = _hstack(eye(units), _zero(units, size))
+            old = _hstack(_zero(len(old[1]), units), old)
         h = compose(block.layers[-1], reads)
-        old = _sum(h, compose(block.shortcut, old)) if block.shortcut else _stack(h, old)
+        old = _sum(h, compose(block.shortcut, old)) if block.shortcut else _vstack(h, old)
     return BlockNet(net.stem, tuple(blocks), compose(net.readout, old))
 
 
@@ -187,7 +187,7 @@ def canonical(net: BlockNet) -> CanonicalNetwork:
     exact = all(w.dtype == object or w.dtype.kind == "i" for pair in net.affine_maps for w in pair)
     maps, fresh = [], 0
     for w in (*(block.layers[0] for block in single.blocks), single.readout):
-        maps.append(Affine.of(*compose(w, _diagonal(eye(fresh), net.stem)), exact=exact))
+        maps.append(Affine.of(*compose(w, _block_diagonal(eye(fresh), net.stem)), exact=exact))
         fresh += len(w[1])
     return CanonicalNetwork(tuple(maps[:-1]), maps[-1])
 
@@ -200,8 +200,8 @@ def two_activations_as_printed(w0: Layer, w1: Layer, u: Layer, v: Layer, a: Laye
     """
     width = len(w0[1])
     minus_a = -a[0], -a[1]
-    blocks = (Block((w0, eye(width))), Block((_diagonal(w1, w0), eye(len(w1[1]) + width))))
-    return BlockNet(eye(w0[0].shape[1]), blocks, _beside(_beside(_beside(u, a), minus_a), v))
+    blocks = (Block((w0, eye(width))), Block((_block_diagonal(w1, w0), eye(len(w1[1]) + width))))
+    return BlockNet(eye(w0[0].shape[1]), blocks, _hstack(_hstack(_hstack(u, a), minus_a), v))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,7 +249,9 @@ def _array(values: Any) -> np.ndarray:
 
 def _chain(name: str, w: Layer, size: int) -> int:
     if w[0].ndim != 2 or w[0].shape[1] != size or w[1].shape != w[0].shape[:1]:
-        raise SkipformError(f"BlockNet: {name} has weight {w[0].shape} and bias {w[1].shape}; {size} inputs are there")
+        raise SkipformError(
+            f"BlockNet: {name} has weight {w[0].shape} and bias {w[1].shape}; {size} inputs are accepted"
+        )
     return len(w[1])
 
 
@@ -262,12 +264,12 @@ def _place(start: int, count: int, size: int) -> Layer:
     return np.eye(size, count, -start, dtype=np.int64), np.zeros(size, dtype=np.int64)
 
 
-def _beside(u: Layer, v: Layer) -> Layer:
+def _hstack(u: Layer, v: Layer) -> Layer:
     """(a; b) -> u(a) + v(b)."""
     return np.hstack([u[0], v[0]]), u[1] + v[1]
 
 
-def _stack(u: Layer, v: Layer) -> Layer:
+def _vstack(u: Layer, v: Layer) -> Layer:
     """x -> (u(x); v(x))."""
     return np.vstack([u[0], v[0]]), np.concatenate([u[1], v[1]])
 
@@ -276,8 +278,8 @@ def _sum(u: Layer, v: Layer) -> Layer:
     return u[0] + v[0], u[1] + v[1]
 
 
-def _diagonal(u: Layer, v: Layer) -> Layer:
+def _block_diagonal(u: Layer, v: Layer) -> Layer:
     """(a; b) -> (u(a); v(b))."""
-    above = _beside(u, _zero(len(u[1]), v[0].shape[1]))
-    below = _beside(_zero(len(v[1]), u[0].shape[1]), v)
-    return _stack(above, below)
+    above = _hstack(u, _zero(len(u[1]), v[0].shape[1]))
+    below = _hstack(_zero(len(v[1]), u[0].shape[1]), v)
+    return _vstack(above, below)

@@ -1,9 +1,9 @@
-"""The canonical network, the one sentence every architecture of the survey is rewritten into.
+"""The canonical network: the normal form into which every architecture of the survey is rewritten.
 
     z_0 = x,   z_{k+1} = (relu(A_k z_k); z_k),   y = R z_L        A_k, R affine, ( ; ) concatenation
 
 It is the perceptron of Definition 1 with a concatenation skip at every layer; L counts activation layers, so L = 0 is
-an affine map. Nothing is ever lost: z_k holds the input and every ReLU so far, newest first.
+an affine map. z_k holds the input and the values of all ReLUs up to layer k, the newest first.
 """
 
 import json
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Affine, beside, block, fractions, identity, stack
+from skipform.theory.affine import Affine, block_diagonal, fractions, hstack, identity, vstack
 
 FORMAT = "skipform-canonical-1"
 
@@ -29,7 +29,7 @@ class CanonicalNetwork:
     """z_0 = x, z_{k+1} = (relu(A_k z_k); z_k), y = R z_L, with A_k = layers[k] and R = readout.
 
     A_k maps R^{d_k} to R^{n_k}, where d_0 = in_features and d_{k+1} = n_k + d_k; R maps R^{d_L} to the output. The
-    shapes say how one input and one output are laid out when the network stands for a torch module; flat by default.
+    shapes are those of one input and one output, for a network that equals a torch module; flat by default.
 
     Raises SkipformError if the sizes do not chain.
     """
@@ -93,7 +93,7 @@ class CanonicalNetwork:
 
     @cached_property
     def carried(self) -> tuple[int, ...]:
-        """For k = 0..L, how many coordinates of z_k are still read by A_k, ..., A_{L-1} or R: what must be kept."""
+        """For k = 0..L, the number of coordinates of z_k that A_k, ..., A_{L-1} or R reads and memory must hold."""
         total = self.readout.in_features
         read = np.zeros(total, dtype=bool)  # in the coordinates of z_L; z_k is its tail
         counts = []
@@ -126,7 +126,7 @@ class CanonicalNetwork:
             raise SkipformError(f"CanonicalNetwork: argument of shape {x.shape}; {accepted} is accepted")
         relu = relu or _relu
         flat = x.reshape(-1, self.in_features)
-        # z_L as one buffer filled from the right, so that z_k is its tail: nothing is copied from layer to layer.
+        # One buffer for z_L is filled from the right, so that z_k is its tail and no layer copies the one before.
         state = np.empty((len(flat), self.readout.in_features), dtype=x.dtype)
         tail = state.shape[1] - self.in_features
         state[:, tail:] = flat
@@ -137,7 +137,7 @@ class CanonicalNetwork:
         return y.reshape(*batch, *((self.out_features,) if self.output_shape is None else self.output_shape))
 
     def exact(self) -> Self:
-        """The same network over the rationals: every float64 entry as the Fraction it stands for."""
+        """The same network over the rationals: every float64 entry as the Fraction that it represents."""
         return replace(self, layers=tuple(a.exact() for a in self.layers), readout=self.readout.exact())
 
     def float(self) -> Self:
@@ -152,7 +152,7 @@ class CanonicalNetwork:
         maps = []
         for a in outer.affine_maps:
             fresh = a.in_features - outer.in_features
-            maps.append(a.compose(block(identity(fresh, exact=self.is_exact), self.readout)))
+            maps.append(a.compose(block_diagonal(identity(fresh, exact=self.is_exact), self.readout)))
         *layers, readout = maps
         return CanonicalNetwork((*self.layers, *layers), readout, self.input_shape, outer.output_shape)
 
@@ -205,7 +205,7 @@ class CanonicalNetwork:
 
 
 def _relu(values: np.ndarray) -> np.ndarray:
-    """max(t, 0) entry by entry; 0 * t keeps the kind of number, and a NaN stays one."""
+    """max(t, 0) entry by entry; 0 * t is a zero of the same type as t, and NaN stays NaN."""
     return np.where(values <= 0, values * 0, values)
 
 
@@ -224,7 +224,7 @@ def affine(map_: Affine) -> CanonicalNetwork:
 
 
 def parallel(*networks: CanonicalNetwork) -> CanonicalNetwork:
-    """x -> (f_1(x); f_2(x); ...): networks of one argument side by side; the depth is the largest."""
+    """x -> (f_1(x); f_2(x); ...): networks of one argument in parallel; the depth is the largest."""
     if len({f.in_features for f in networks}) != 1:
         raise SkipformError(f"parallel: networks of {[f.in_features for f in networks]} inputs; the same is accepted")
     size = networks[0].in_features
@@ -234,19 +234,19 @@ def parallel(*networks: CanonicalNetwork) -> CanonicalNetwork:
     layers: list[Affine] = []
     for k in range(max(f.depth for f in networks)):
         active = [i for i, f in enumerate(networks) if k < f.depth]
-        layers.append(stack(*(networks[i].layers[k].spread(size - columns[i], size) for i in active)))
+        layers.append(vstack(*(networks[i].layers[k].spread(size - columns[i], size) for i in active)))
         front = size + layers[-1].out_features
         for i in active:
             width = networks[i].layers[k].out_features
             columns[i] = np.concatenate([np.arange(front, front - width, -1), columns[i]])
             front -= width
         size += layers[-1].out_features
-    readout = stack(*(f.readout.spread(size - c, size) for f, c in zip(networks, columns, strict=True)))
+    readout = vstack(*(f.readout.spread(size - c, size) for f, c in zip(networks, columns, strict=True)))
     return CanonicalNetwork(tuple(layers), readout)
 
 
 def direct(*networks: CanonicalNetwork) -> CanonicalNetwork:
-    """(x_1; x_2; ...) -> (f_1(x_1); f_2(x_2); ...): networks of separate arguments side by side."""
+    """(x_1; x_2; ...) -> (f_1(x_1); f_2(x_2); ...): the direct sum of networks, each with its own argument."""
     total = sum(f.in_features for f in networks)
     parts, offset = [], 0
     for f in networks:
@@ -260,5 +260,5 @@ def direct(*networks: CanonicalNetwork) -> CanonicalNetwork:
 def add(*networks: CanonicalNetwork) -> CanonicalNetwork:
     """x -> f_1(x) + f_2(x) + ...: an addition is a concatenation followed by (I I ...) (Theorem 2)."""
     m = networks[0].out_features
-    total = beside(*(identity(m, exact=f.is_exact) for f in networks))
+    total = hstack(*(identity(m, exact=f.is_exact) for f in networks))
     return parallel(*networks).then(affine(total))

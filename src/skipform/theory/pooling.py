@@ -6,8 +6,8 @@
 
 The depth of the paper is an upper bound, not the least: `shallow_maximum` takes two layers for five numbers, where the
 tree takes three (and 13 ReLUs, where the tree takes 4). A pooling layer is one of these maxima or averages per window.
-Entries of a window that fall outside the input are left out of a maximum; nothing is ever padded with -inf, which
-relu(x - y) + y would turn into NaN.
+Entries of a window that fall outside the input are left out of a maximum; nothing is ever padded with -inf, for which
+relu(x - y) + y is NaN. The module `trees` describes the trees and `windows` which coordinates a window reads.
 
 c channels, shapes without the batch: (c, w), (c, h, w) or (c, d, h, w), channels first. Every constructor takes
 `exact`: rational weights instead of float64.
@@ -16,8 +16,8 @@ c channels, shapes without the batch: (c, w), (c, h, w) or (c, d, h, w), channel
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from itertools import pairwise, product
-from math import ceil, prod
+from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ from scipy import sparse
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine, identity, select
 from skipform.theory.network import CanonicalNetwork, affine
-
-Size = int | Sequence[int]
+from skipform.theory.trees import Layer, Window, disjoint_parts, pair_tree
+from skipform.theory.windows import Grid, Size
 
 
 def average(n: int, *, exact: bool = False) -> CanonicalNetwork:
@@ -39,7 +39,8 @@ def average(n: int, *, exact: bool = False) -> CanonicalNetwork:
 def maximum(n: int, *, depth: int | None = None, exact: bool = False) -> CanonicalNetwork:
     """max(x_1, ..., x_n) with n - 1 ReLUs in `depth` layers, ceil(log2 n) unless more are asked for (Theorem 1).
 
-    Beyond n - 1 layers nothing is left to do, and the last ones are empty. Raises SkipformError below ceil(log2 n).
+    There are only n - 1 ReLUs: of more layers than that, the first ones are empty. Raises SkipformError if `depth` is
+    less than ceil(log2 n).
     """
     _positive("maximum: n", n)
     return window_maxima([range(n)], n, depth=depth, exact=exact)
@@ -60,18 +61,13 @@ def negated(network: CanonicalNetwork) -> CanonicalNetwork:
 def shallow_maximum(n: int, *, exact: bool = False) -> CanonicalNetwork:
     """max(x_1, ..., x_n) in fewer layers than the tree: 5, 12, 30, 75, ... numbers in 2, 3, 4, 5, ... layers.
 
-    Where the tree would be deeper, five groups are combined by the identity proved at `_split`, with 7 ReLUs and one
-    layer. The depth is ceil(log3(n - 2)) + 1 for 4 <= n <= 11, the bound of arXiv 2505.14338; it is one less for n = 12
-    and 30, and more from n = 76 on, where our groups grow by 5/2 a layer and theirs by 3. Not shown here: that these
-    depths are the least, for instance that two layers cannot take six numbers.
+    Where the tree would be deeper, five groups are combined by the identity proved at `_five_part_sum`, with 7 ReLUs
+    and one layer. The depth is ceil(log3(n - 2)) + 1 for 4 <= n <= 11, the bound of arXiv 2505.14338; it is one less
+    for n = 12 and 30, and more from n = 76 on, where our groups grow by 5/2 a layer and theirs by 3. Not shown here:
+    that these depths are the least, for instance that two layers cannot take six numbers.
     """
     _positive("shallow_maximum: n", n)
     return window_maxima([range(n)], n, shallow=True, exact=exact)
-
-
-def tree_depth(n: int) -> int:
-    """ceil(log2 n), the depth of Theorem 1."""
-    return (n - 1).bit_length()
 
 
 def shallow_depth(n: int) -> int:
@@ -109,13 +105,13 @@ def max_pool(
 
     window, stride (default: the window), dilation: an integer or one per dimension. padding: integers as in torch,
     'valid', or 'same' as in Keras (ceil(size / stride) outputs, the odd cell of padding at the end). ceil_mode as in
-    torch: windows that start inside the input and leave it are kept. shallow: `shallow_maximum` in each window.
+    torch: windows that start inside the input and leave it count. shallow: `shallow_maximum` in each window.
 
     Depth: ceil(log2 of the largest window). ReLUs: at most the cells of each window inside the input, minus one, since
     windows that overlap may share parts of their trees.
     Raises SkipformError for sizes that do not fit and for a window that lies wholly outside the input.
     """
-    grid = _Grid.of("max_pool", input_shape, window, stride, padding, dilation, ceil_mode)
+    grid = Grid.of("max_pool", input_shape, window, stride, padding, dilation, ceil_mode)
     network = window_maxima(grid.windows(), prod(grid.input_shape), shallow=shallow, exact=exact)
     return _shaped(network, grid.input_shape, grid.output_shape)
 
@@ -140,7 +136,7 @@ def average_pool(
     Keras does on TensorFlow and JAX.
     """
     repeat_edge = padding == "same" and count_include_pad is None
-    grid = _Grid.of("average_pool", input_shape, window, stride, padding, 1, ceil_mode, repeat_edge=repeat_edge)
+    grid = Grid.of("average_pool", input_shape, window, stride, padding, 1, ceil_mode, repeat_edge=repeat_edge)
     windows = grid.windows()
     if divisor is not None:
         _positive("average_pool: divisor", divisor)
@@ -169,123 +165,17 @@ def adaptive_max_pool(
     input_shape: Sequence[int], output_size: Size, *, shallow: bool = False, exact: bool = False
 ) -> CanonicalNetwork:
     """Max pooling to a given output size: position i of m reads cells c of s, i s / m - 1 < c < (i + 1) s / m."""
-    grid = _Grid.adaptive("adaptive_max_pool", input_shape, output_size)
+    grid = Grid.adaptive("adaptive_max_pool", input_shape, output_size)
     network = window_maxima(grid.windows(), prod(grid.input_shape), shallow=shallow, exact=exact)
     return _shaped(network, grid.input_shape, grid.output_shape)
 
 
 def adaptive_average_pool(input_shape: Sequence[int], output_size: Size, *, exact: bool = False) -> CanonicalNetwork:
     """Average pooling to a given output size, over the windows of `adaptive_max_pool`: depth 0."""
-    grid = _Grid.adaptive("adaptive_average_pool", input_shape, output_size)
+    grid = Grid.adaptive("adaptive_average_pool", input_shape, output_size)
     windows = grid.windows()
     network = affine(_means(windows, [len(cells) for cells in windows], prod(grid.input_shape), exact))
     return _shaped(network, grid.input_shape, grid.output_shape)
-
-
-class _Grid:
-    """The windows of a pooling layer: in each spatial dimension, the cells inside the input that a position reads."""
-
-    def __init__(self, name: str, input_shape: tuple[int, ...], cells: list[list[list[int]]], counts: list[list[int]]):
-        self.name = name
-        self.input_shape = input_shape
-        self.cells = cells  # cells[i][j]: what output position j reads along dimension i
-        self.counts = counts  # counts[i][j]: how many cells that would be with the padding
-        self.output_shape = (input_shape[0], *(len(positions) for positions in cells))
-
-    @staticmethod
-    def of(
-        name: str,
-        input_shape: Sequence[int],
-        window: Size,
-        stride: Size | None,
-        padding: Size | str,
-        dilation: Size,
-        ceil_mode: bool,
-        *,
-        repeat_edge: bool = False,
-    ) -> "_Grid":
-        shape = _input_shape(name, input_shape)
-        rank = len(shape) - 1
-        windows = _sizes(f"{name}: window", window, rank, least=1)
-        strides = windows if stride is None else _sizes(f"{name}: stride", stride, rank, least=1)
-        dilations = _sizes(f"{name}: dilation", dilation, rank, least=1)
-        if isinstance(padding, str) and padding not in ("valid", "same"):
-            raise SkipformError(f"{name}: padding {padding!r}; 'valid', 'same' or integers are accepted")
-        paddings = (0,) * rank if isinstance(padding, str) else _sizes(f"{name}: padding", padding, rank, least=0)
-        reads: list[list[range]] = []  # the cells of each position, before those outside are dealt with
-        counts, uneven = [], False
-        for size, k, s, p, d in zip(shape[1:], windows, strides, paddings, dilations, strict=True):
-            reach = d * (k - 1) + 1
-            before = after = p
-            if padding == "same":
-                total = max((ceil(size / s) - 1) * s + reach - size, 0)
-                before, after = total // 2, total - total // 2
-                uneven = uneven or before != after
-            elif 2 * p > reach:
-                raise SkipformError(f"{name}: padding {p} for a window of {reach}; at most half of it is accepted")
-            room = size + before + after - reach
-            if room < 0:
-                raise SkipformError(f"{name}: window of {reach} on {size} cells with padding; at most the input's size")
-            positions = (room + (s - 1 if ceil_mode else 0)) // s + 1
-            if ceil_mode and (positions - 1) * s >= size + before:
-                positions -= 1  # a window must start inside the input or the padding before it
-            starts = [i * s - before for i in range(positions)]
-            reads.append([range(start, start + reach, d) for start in starts])
-            counts.append([min(start + k, size + after) - start for start in starts])
-        if repeat_edge and uneven:
-            cells = [
-                [[min(max(cell, 0), size - 1) for cell in window] for window in positions]
-                for positions, size in zip(reads, shape[1:], strict=True)
-            ]
-        else:
-            cells = [
-                [[cell for cell in window if 0 <= cell < size] for window in positions]
-                for positions, size in zip(reads, shape[1:], strict=True)
-            ]
-        return _Grid(name, shape, cells, counts)
-
-    @staticmethod
-    def adaptive(name: str, input_shape: Sequence[int], output_size: Size) -> "_Grid":
-        shape = _input_shape(name, input_shape)
-        outputs = _sizes(f"{name}: output_size", output_size, len(shape) - 1, least=1)
-        cells = [
-            [[*range(i * size // m, -(-(i + 1) * size // m))] for i in range(m)]
-            for size, m in zip(shape[1:], outputs, strict=True)
-        ]
-        return _Grid(name, shape, cells, [[len(each) for each in positions] for positions in cells])
-
-    def windows(self) -> list[np.ndarray]:
-        """For each output coordinate, in order, the input coordinates it reads."""
-        spatial = self.input_shape[1:]
-        one_channel = []
-        for where in product(*self.cells):
-            flat = np.zeros(1, dtype=np.int64)
-            for cells, size in zip(where, spatial, strict=True):
-                flat = (flat[:, None] * size + np.asarray(cells, dtype=np.int64)).reshape(-1)
-            if not len(flat):
-                raise SkipformError(f"{self.name}: a window lies wholly outside the input {self.input_shape}")
-            one_channel.append(flat)
-        return [flat + c * prod(spatial) for c in range(self.input_shape[0]) for flat in one_channel]
-
-    def padded_counts(self) -> list[int]:
-        """For each output coordinate, in order, its number of cells with the padding."""
-        return [prod(each) for each in product(*self.counts)] * self.input_shape[0]
-
-
-def _input_shape(name: str, input_shape: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(input_shape)
-    if not 2 <= len(shape) <= 4 or min(shape) < 1:
-        raise SkipformError(
-            f"{name}: input_shape {shape}; (c, w), (c, h, w) or (c, d, h, w), all positive, is accepted"
-        )
-    return shape
-
-
-def _sizes(name: str, value: Size, rank: int, *, least: int) -> tuple[int, ...]:
-    sizes = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(sizes) != rank or min(sizes) < least:
-        raise SkipformError(f"{name} {value}; an integer or {rank} of them, at least {least}, is accepted")
-    return sizes
 
 
 def _positive(name: str, value: int) -> None:
@@ -324,38 +214,51 @@ def window_maxima(
     shallow: bool = False,
     exact: bool = False,
 ) -> CanonicalNetwork:
-    """x -> max of x over windows[j], for each j; a part that windows have in common is computed once.
+    """x -> max of x over windows[j], for each j, by `trees.pair_tree`, or in fewer layers if shallow.
 
-    From the outputs down: the maxima wanted after layer k are made from those of smaller windows after layer k - 1,
-    until single inputs are left.
+    A maximum that several windows need is computed once.
     """
     wanted = [tuple(map(int, window)) for window in windows]
-    largest = max(map(len, wanted))
-    least = shallow_depth(largest) if shallow else tree_depth(largest)
-    depth = least if depth is None else depth
-    if depth < least:
-        raise SkipformError(f"maximum of {largest} numbers: depth {depth}; at least {least} is accepted")
-    levels = []
-    for k in range(depth, 0, -1):
-        parts: dict[Window, int] = {}
-        levels.append(_level([_split(window, k, shallow) for window in wanted], parts, exact))
-        wanted = list(parts)
-    network = affine(select((coordinate for (coordinate,) in wanted), in_features, exact=exact))
-    for level in reversed(levels):
-        network = network.then(level)
-    return network
+    if shallow:
+        return _layered(wanted, _shallow_layers(wanted), in_features, exact)
+    return tree_maxima(wanted, pair_tree(wanted, depth), in_features, exact=exact)
 
 
-# The maximum over a window as base + sum of weight * relu(sum of coefficient * part): (base, [(weight, parts)]).
-Window = tuple[int, ...]
-Split = tuple[Window, list[tuple[float, dict[Window, int]]]]
+def tree_maxima(
+    windows: Sequence[Window], tree: Sequence[Layer], in_features: int, *, exact: bool = False
+) -> CanonicalNetwork:
+    """x -> max of x over windows[j], for each j, by a tree as the module `trees` describes it."""
+    layers = [{window: _pair_sum(parts) for window, parts in layer.items()} for layer in tree]
+    return _layered(windows, layers, in_features, exact)
 
 
-def _split(window: Window, depth: int, shallow: bool) -> Split:
-    """How the maximum over a window after `depth` layers is made from maxima over parts of it, one layer earlier.
+# (base, [(weight, {part: coefficient})]): the maximum over a window as base + sum of weight * relu(sum of coefficient *
+# part), where the base and the parts stand for maxima that are known one layer earlier.
+ReluSum = tuple[Window, list[tuple[float, dict[Window, int]]]]
 
-    A pair, relu(l - r) + r, the left part as large as the layers below allow, so that none of them is idle before it
-    must be; or, for shallow maxima that the tree cannot finish, five parts, as follows.
+
+def _pair_sum(parts: tuple[Window, ...]) -> ReluSum:
+    """relu(left - right) + right for a pair; a single part, or one that is paired with itself, is carried along."""
+    left, right = parts[0], parts[-1]
+    return right, [(1.0, {left: 1, right: -1})] if left != right else []
+
+
+def _shallow_layers(windows: Iterable[Window]) -> list[dict[Window, ReluSum]]:
+    """The layers of `shallow_maximum`, the one that reads the input first."""
+    wanted = list(windows)
+    layers = []
+    for k in range(shallow_depth(max(map(len, wanted))), 0, -1):
+        layers.append({window: _five_part_sum(window, k) for window in wanted})
+        sums = layers[-1].values()
+        read = [part for _, terms in sums for _, form in terms for part in form]
+        wanted = list(dict.fromkeys([*read, *(base for base, _ in sums)]))
+    return layers[::-1]
+
+
+def _five_part_sum(window: Window, layers: int) -> ReluSum:
+    """The maximum over a window, known after `layers` layers, from maxima over parts of it, known one layer earlier.
+
+    A pair as in `trees.pair_tree` where the tree can finish in time; otherwise five parts, as follows.
 
     Theorem (ours). For all reals x1, x2, x3, x4, e, with a = max(x1, x2), b = max(x3, x4), xi' = max(xi, e),
 
@@ -374,11 +277,8 @@ def _split(window: Window, depth: int, shallow: bool) -> Split:
     numbers take k layers, 2m + floor(m / 2) of them take k + 1. For single numbers: five in two layers, 6 + 7 ReLUs.
     """
     size = len(window)
-    if size == 1:
-        return window, []
-    if not shallow or size <= 2**depth:
-        left = min(size - 1, 2 ** (depth - 1))
-        return window[left:], [(1.0, {window[:left]: 1, window[left:]: -1})]
+    if size <= 2**layers:
+        return _pair_sum(disjoint_parts(window, largest_left=2 ** (layers - 1)))
     rest = size - size // 5
     ends = [0, (rest // 2 + 1) // 2, rest // 2, rest // 2 + (rest - rest // 2 + 1) // 2, rest]
     one, two, three, four = (window[start:stop] for start, stop in pairwise(ends))
@@ -390,21 +290,37 @@ def _split(window: Window, depth: int, shallow: bool) -> Split:
     return e, terms
 
 
-def _level(splits: list[Split], parts: dict[Window, int], exact: bool) -> CanonicalNetwork:
-    """One layer: the maxima over the parts -> base + sum of weight * relu(...), for each split; numbers the parts."""
-    units = [(row, weight, form) for row, (_, terms) in enumerate(splits) for weight, form in terms]
+def _layered(
+    windows: Sequence[Window], layers: Sequence[dict[Window, ReluSum]], in_features: int, exact: bool
+) -> CanonicalNetwork:
+    """The maxima over the windows, layer by layer; from the outputs down, so that a layer makes only what is read."""
+    wanted = list(windows)
+    networks = []
+    for layer in reversed(layers):
+        parts: dict[Window, int] = {}
+        networks.append(_one_layer([layer[window] for window in wanted], parts, exact))
+        wanted = list(parts)
+    network = affine(select((index for (index,) in wanted), in_features, exact=exact))
+    for one_layer in reversed(networks):
+        network = network.then(one_layer)
+    return network
+
+
+def _one_layer(sums: list[ReluSum], parts: dict[Window, int], exact: bool) -> CanonicalNetwork:
+    """One layer: the maxima over the parts -> the sums; enters in `parts` which coordinate each part is."""
+    units = [(row, weight, form) for row, (_, terms) in enumerate(sums) for weight, form in terms]
     reads = [(part, coefficient) for _, _, form in units for part, coefficient in form.items()]
     rows = np.repeat(np.arange(len(units)), [len(form) for _, _, form in units])
     columns = [parts.setdefault(part, len(parts)) for part, _ in reads]
-    bases = [parts.setdefault(base, len(parts)) for base, _ in splits]
+    bases = [parts.setdefault(base, len(parts)) for base, _ in sums]
     values = np.array([coefficient for _, coefficient in reads], dtype=np.float64)
     layer = sparse.csr_array((values, (rows, columns)), shape=(len(units), len(parts)))
-    sums = sparse.csr_array(
+    summed = sparse.csr_array(
         ([weight for _, weight, _ in units], ([row for row, _, _ in units], np.arange(len(units)))),
-        shape=(len(splits), len(units)),
+        shape=(len(sums), len(units)),
         dtype=np.float64,
     )
-    ones = np.ones(len(splits))
-    carried = sparse.csr_array((ones, (np.arange(len(splits)), bases)), shape=(len(splits), len(parts)))
-    readout = sparse.hstack([sums, carried], format="csr")
+    ones = np.ones(len(sums))
+    carried = sparse.csr_array((ones, (np.arange(len(sums)), bases)), shape=(len(sums), len(parts)))
+    readout = sparse.hstack([summed, carried], format="csr")
     return CanonicalNetwork((Affine.of(layer, exact=exact),), Affine.of(readout, exact=exact))

@@ -2,7 +2,7 @@
 
 A proof here is about given weights: z3 finds no real x at which the network and the definition differ (`prove`), or
 sympy finds that two nets with symbolic weights are one polynomial in the weights, the inputs and the values of f
-(`same_net`), whatever the function f. Networks must be exact. None of it samples.
+(`same_net`), whatever the function f. Networks must be exact. Nothing here samples inputs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -51,21 +51,21 @@ def prove_maximum(network: CanonicalNetwork, *, seconds: float = 60) -> bool:
 
 
 def commutes(network: CanonicalNetwork, permutation: Sequence[int]) -> bool:
-    """Whether network(x[permutation]) = network(x) for all x follows, line by line, from relu(-t) = relu(t) - t.
+    """Whether network(x[permutation]) = network(x) for all x follows, layer by layer, from relu(-t) = relu(t) - t.
 
     Sound: True proves it. It carries along the affine T_k with z_k(x[permutation]) = T_k z_k(x), and looks for each
     row of A_k T_k among the rows of A_k, up to its sign. Not complete: False says nothing.
     """
     _needs_exact(network)
-    moved: list[_Line] = [({int(i): 1}, 0) for i in permutation]  # T_k, row by row
+    moved: list[_Form] = [({int(i): 1}, 0) for i in permutation]  # T_k, row by row
     for layer in network.layers:
-        own = [_line(row, constant) for row, constant in zip(layer.rows(), layer.bias, strict=True)]
-        place = {_key(line): i for i, line in enumerate(own)}
+        own = [_form(row, constant) for row, constant in zip(layer.rows(), layer.bias, strict=True)]
+        place = {_key(form): i for i, form in enumerate(own)}
         width = len(own)
-        fresh: list[_Line] = []
-        for line in own:
-            image = _substitute(line, moved)
-            opposite: _Line = ({column: -value for column, value in image[0].items()}, -image[1])
+        fresh: list[_Form] = []
+        for form in own:
+            image = _substitute(form, moved)
+            opposite: _Form = ({column: -value for column, value in image[0].items()}, -image[1])
             if (same := place.get(_key(image))) is not None:
                 fresh.append(({same: 1}, 0))
             elif (other := place.get(_key(opposite))) is not None:
@@ -74,14 +74,14 @@ def commutes(network: CanonicalNetwork, permutation: Sequence[int]) -> bool:
             else:
                 return False
         moved = fresh + [({column + width: value for column, value in row.items()}, c) for row, c in moved]
-    out = [_line(row, constant) for row, constant in zip(network.readout.rows(), network.readout.bias, strict=True)]
-    return all(_key(_substitute(line, moved)) == _key(line) for line in out)
+    out = [_form(row, constant) for row, constant in zip(network.readout.rows(), network.readout.bias, strict=True)]
+    return all(_key(_substitute(form, moved)) == _key(form) for form in out)
 
 
 def translates(network: CanonicalNetwork) -> bool:
-    """Whether network(x + t) = network(x) + t for all x and numbers t, because every A_k ignores t and R does not.
+    """Whether network(x + t) = network(x) + t for all x and numbers t, because every A_k ignores t and R adds it once.
 
-    Sound: adding t to all inputs leaves the ReLUs alone if the weights on x add up to 0 in each row of every A_k.
+    Sound: adding t to all inputs does not change the ReLUs if the weights on x add up to 0 in each row of every A_k.
     """
     _needs_exact(network)
     d = network.in_features
@@ -115,9 +115,9 @@ def prove_product(network: ProductNetwork, definition: Definition) -> bool:
     """
     x = np.array(sympy.symbols(f"x:{network.in_features}", positive=True), dtype=object)
     functions = {
-        "square": _each(lambda t: sympy.expand(sympy.expand(t) ** 2)),
-        "log": _each(sympy.log),
-        "exp": _each(sympy.exp),
+        "square": _entrywise(lambda t: sympy.expand(sympy.expand(t) ** 2)),
+        "log": _entrywise(sympy.log),
+        "exp": _entrywise(sympy.exp),
     }
     wanted = definition(x).reshape(-1)
     got = network.exact()(x, functions).reshape(-1)
@@ -140,7 +140,7 @@ def same_net(first: BlockNet, second: BlockNet) -> bool:
             values[argument] = sympy.Symbol(f"f{next(numbers)}")
         return values[argument]
 
-    one, two = first(x, _each(unknown)), second(x, _each(unknown))
+    one, two = first(x, _entrywise(unknown)), second(x, _entrywise(unknown))
     return all(sympy.expand(a - b) == 0 for a, b in zip(one, two, strict=True))
 
 
@@ -165,12 +165,12 @@ def dimension_reached(net: BlockNet, points: np.ndarray) -> int:
     columns = []
     for array in parts:
         for index in np.ndindex(array.shape):
-            kept = array[index]
-            array[index] = kept + step
+            weight = array[index]
+            array[index] = weight + step
             above = net(points).reshape(-1)
-            array[index] = kept - step
+            array[index] = weight - step
             below = net(points).reshape(-1)
-            array[index] = kept
+            array[index] = weight
             if (above - middle != middle - below).any():
                 raise SkipformError("dimension_reached: a ReLU is at its kink; points in general position are accepted")
             columns.append((above - middle) / step)
@@ -184,23 +184,23 @@ def symbols(name: str, *shape: int) -> np.ndarray:
     return np.array(sympy.symbols(f"{name}_:{size}"), dtype=object).reshape(shape)
 
 
-# A line is an affine form on z_k: its non-zero weights by coordinate, and its constant.
-_Line = tuple[dict[int, Any], Any]
+# An affine form on z_k: its non-zero weights by coordinate, and its constant.
+_Form = tuple[dict[int, Any], Any]
 
 
-def _line(row: Row, constant: Any) -> _Line:
+def _form(row: Row, constant: Any) -> _Form:
     return dict(row), constant
 
 
-def _key(line: _Line) -> tuple[Any, ...]:
-    return (tuple(sorted((column, value) for column, value in line[0].items() if value != 0)), line[1])
+def _key(form: _Form) -> tuple[Any, ...]:
+    return (tuple(sorted((column, value) for column, value in form[0].items() if value != 0)), form[1])
 
 
-def _substitute(line: _Line, rows: list[_Line]) -> _Line:
-    """The line after each coordinate i is replaced by rows[i]."""
+def _substitute(form: _Form, rows: list[_Form]) -> _Form:
+    """The form after each coordinate i is replaced by rows[i]."""
     weights: dict[int, Any] = {}
-    constant = line[1]
-    for column, value in line[0].items():
+    constant = form[1]
+    for column, value in form[0].items():
         constant += value * rows[column][1]
         for inner, entry in rows[column][0].items():
             weights[inner] = weights.get(inner, 0) + value * entry
@@ -224,14 +224,14 @@ def _valid(
         return h
 
     flat = CanonicalNetwork(network.layers, network.readout)
-    y = flat.evaluate(x, _each(relu))
+    y = flat.evaluate(x, _entrywise(relu))
     wanted = definition(x)
     solver.add(*assumed(x))
     solver.add(z3.Or([a != b for a, b in zip(y, wanted.reshape(-1), strict=True)]))
     return solver.check() == z3.unsat
 
 
-def _each(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
+def _entrywise(function: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:
     """The function entry by entry on an object array of any shape."""
 
     def apply(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What floating point does to the constructions: error bounds in float64, round to nearest, no overflow.
+"""The rounding errors of the constructions: bounds for float64, round to nearest, no overflow.
 
 u = 2^-53 is the unit roundoff: every operation returns the exact result times (1 + d), |d| <= u. A product of k such
 factors is 1 up to gamma(k) = k u / (1 - k u), and gamma(j) + gamma(k) + gamma(j) gamma(k) <= gamma(j + k).
@@ -25,7 +25,7 @@ def pair_bound(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     For x <= y the rounded difference is not positive either, as subtraction never underflows to a wrong sign, and
     0 + y = y. For x > y the difference is (x - y)(1 + d) and the sum (x + (x - y) d)(1 + e). At worst the error is
     about 3 u max(|x|, |y|), one and a half ulps of a power of two. It is 0 for y / 2 <= x <= 2 y, where x - y is
-    exact (Sterbenz). A small x is lost beside a large negative y: for x = 1, y = -2^54 the result is 0.
+    exact (Sterbenz). A small x is lost next to a large negative y: for x = 1, y = -2^54 the result is 0.
 
     With y = -inf the difference is inf and inf - inf is NaN: a window is never padded with -inf.
     """

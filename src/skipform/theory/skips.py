@@ -4,9 +4,10 @@
     maximum, minimum                   concatenation skip, then one layer of relu(x - y) + y     (Theorem 2)
     product                            concatenation skip, then log, affine, exp, affine         (Theorem 2), or squares
 
-Two corrections. The paper lists division among the linear skips; division is not linear (`division_witness`), the
-argument is that of subtraction. And the product through logarithms holds for positive numbers only; outside them it
-raises here, and xy = ((x + y)^2 - (x - y)^2) / 4 is the form that holds everywhere.
+Three corrections. The paper lists division among the linear skips; division is not linear (`division_witness`), and the
+argument holds for subtraction. The product through logarithms holds for positive numbers only; for others it raises
+here, and xy = ((x + y)^2 - (x - y)^2) / 4 is the form that holds everywhere. The
+paper counts two layers for the maximum skip; by Definition 1 and Theorem 1 it has one.
 
 A merge takes tensors of given shapes (without the batch), flattened and concatenated into one argument. Shapes that
 differ broadcast as in NumPy and Keras. When all shapes are equal the network's input_shape is (n, *shape).
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Affine, Row, beside, block, fractions, identity, select, stack
+from skipform.theory.affine import Affine, Row, block_diagonal, fractions, hstack, identity, select, vstack
 from skipform.theory.network import CanonicalNetwork, affine, parallel
 from skipform.theory.pooling import negated, window_maxima
 
@@ -35,7 +36,7 @@ Shape = tuple[int, ...]
 
 def join(u: Affine, v: Affine) -> Affine:
     """The w with w(a; b) = u(a) + v(b), w = (u v) (Proposition 1); the biases add."""
-    return beside(u, v)
+    return hstack(u, v)
 
 
 def split(w: Affine, first: int) -> tuple[Affine, Affine]:
@@ -71,7 +72,7 @@ def average(*shapes: Shape, exact: bool = False) -> CanonicalNetwork:
 
 
 def maximum(*shapes: Shape, shallow: bool = False, exact: bool = False) -> CanonicalNetwork:
-    """max(x_1, ..., x_n) entry by entry: n - 1 ReLUs each, depth ceil(log2 n) (Theorem 2).
+    """max(x_1, ..., x_n) entry by entry: n - 1 ReLUs per entry, depth ceil(log2 n) (Theorem 2).
 
     shallow: fewer layers and more ReLUs, by `pooling.shallow_maximum`.
     """
@@ -128,7 +129,7 @@ def _broadcast(name: str, shapes: Sequence[Shape]) -> tuple[Shape, np.ndarray]:
         arrays = np.broadcast_arrays(*_indexed(shapes))
     except ValueError:
         raise SkipformError(f"{name}: shapes {list(shapes)}; shapes that broadcast together are accepted") from None
-    return arrays[0].shape, np.stack([each.reshape(-1) for each in arrays])
+    return arrays[0].shape, np.stack([array.reshape(-1) for array in arrays])
 
 
 def _shaped(network: CanonicalNetwork, shapes: Sequence[Shape], output_shape: Shape) -> CanonicalNetwork:
@@ -201,7 +202,7 @@ def multiply(*shapes: Shape, form: str = "squares", exact: bool = False) -> Prod
         return _log_product(factors, identity(prod(shape), exact=exact), shape)
     _known_form("multiply", form)
     maps, activations = [], []
-    inner = stack(*factors)
+    inner = vstack(*factors)
     size, count = prod(shape), len(factors)
     while count > 1:
         outer, left = _square_level(count, size, exact)
@@ -248,7 +249,7 @@ def dot(
         return _log_product(factors, sums, shape)
     _known_form("dot", form)
     squares, product_ = _square_level(2, len(x), exact)
-    return ProductNetwork((squares.compose(stack(*factors)), sums.compose(product_)), ("square",), shape)
+    return ProductNetwork((squares.compose(vstack(*factors)), sums.compose(product_)), ("square",), shape)
 
 
 def quotient(*shapes: Shape) -> ProductNetwork:
@@ -258,7 +259,7 @@ def quotient(*shapes: Shape) -> ProductNetwork:
         raise SkipformError(f"quotient: {len(shapes)} inputs; exactly 2 are accepted")
     x, y = (select(places, sum(map(prod, shapes))) for places in sources)
     one = identity(prod(shape))
-    return ProductNetwork((stack(x, y), join(one, -one), one), ("log", "exp"), shape)
+    return ProductNetwork((vstack(x, y), join(one, -one), one), ("log", "exp"), shape)
 
 
 def division_witness() -> tuple[Fraction, Fraction]:
@@ -273,7 +274,7 @@ def division_witness() -> tuple[Fraction, Fraction]:
 def _log_product(factors: list[Affine], readout: Affine, shape: Shape) -> ProductNetwork:
     """readout(exp(sum of logs)): w_0 gathers the factors, w_1 = (I I ...) adds their logarithms."""
     one = identity(factors[0].out_features, exact=readout.is_exact)
-    return ProductNetwork((stack(*factors), beside(*[one] * len(factors)), readout), ("log", "exp"), shape)
+    return ProductNetwork((vstack(*factors), hstack(*[one] * len(factors)), readout), ("log", "exp"), shape)
 
 
 def _square_level(count: int, size: int, exact: bool) -> tuple[Affine, Affine]:
@@ -281,10 +282,10 @@ def _square_level(count: int, size: int, exact: bool) -> tuple[Affine, Affine]:
     one = identity(size, exact=True)
     ones = Affine.from_rows([{}] * size, [1] * size, size)
     quarter = join(one * Fraction(1, 4), one * Fraction(-1, 4))
-    pair = stack(join(one, one), join(one, -one))  # (x; y) -> (x + y; x - y)
-    single = stack(one + ones, one - ones)  # x -> (x + 1; x - 1)
-    w = block(*[pair] * (count // 2), *[single] * (count % 2))
-    v = block(*[quarter] * ((count + 1) // 2))
+    pair = vstack(join(one, one), join(one, -one))  # (x; y) -> (x + y; x - y)
+    single = vstack(one + ones, one - ones)  # x -> (x + 1; x - 1)
+    w = block_diagonal(*[pair] * (count // 2), *[single] * (count % 2))
+    v = block_diagonal(*[quarter] * ((count + 1) // 2))
     return (w, v) if exact else (w.float(), v.float())
 
 
