@@ -1,0 +1,64 @@
+"""Which files decide what a stage computes: the sources that it imports, directly or through others.
+
+Imports are read from the files, not executed, so that this costs milliseconds. A module that is chosen by name while a
+stage runs (a net, a kind of data, a task) is in no import statement: `of_run` and `of_experiment` add what a
+configuration names. dvc.yaml's deps and the fingerprints of half-done work both come from here.
+"""
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).parent
+# No number depends on these: names for the prompt, texts of errors, the command line, W&B, and this file.
+WITHOUT_NUMBERS = {"skipform", "skipform.errors", "skipform.stages.cli", "skipform.training.tracking", "skipform.sources"}
+
+
+def closure(modules: Iterable[str]) -> list[Path]:
+    """The files of the given modules ("skipform.stages.fit") and of all modules of this package that they import, with
+    the packages around them, in alphabetical order; those of WITHOUT_NUMBERS left out."""
+    waiting, seen = list(modules), set[str]()
+    while waiting:
+        module = waiting.pop()
+        if module not in seen | WITHOUT_NUMBERS:
+            seen.add(module)
+            waiting += [module.rpartition(".")[0], *_imports(_file(module))]
+    return sorted(path for module in seen if (path := _file(module)).read_bytes().strip())
+
+
+def imports_of(path: Path) -> list[Path]:
+    """The closure of a file outside the package, such as a notebook, without itself."""
+    return closure(_imports(path))
+
+
+def nets_in(block: Any) -> Iterator[str]:
+    """The nets that a {name: NAME, argument: value, ...} block names, nested ones too."""
+    if isinstance(block, dict) and "name" in block:
+        yield block["name"]
+        for value in block.values():
+            yield from nets_in(value)
+
+
+def _file(module: str) -> Path:
+    path = PACKAGE.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+@cache
+def _imports(path: Path) -> tuple[str, ...]:
+    """The modules of this package that a file imports, at its top or inside a function; not those for types alone."""
+    names: list[str] = []
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            waiting += ast.iter_child_nodes(node)
+    return tuple(name for name in names if name.split(".")[0] == "skipform" and _file(name).is_file())
