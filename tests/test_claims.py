@@ -19,7 +19,7 @@ CLAIMS = Path(__file__).parent.parent / "experiments" / "claims"
 
 def built(seed, **arguments):
     """An `activation_blocks` net on images of 2 x 2 pixels, in float64."""
-    block = {"net": "activation_blocks", "in_channels": 1, "image_size": 2, "num_classes": 3, **arguments}
+    block = {"name": "activation_blocks", "in_channels": 1, "image_size": 2, "num_classes": 3, **arguments}
     torch.manual_seed(seed)
     return run.build(block).double().eval(), block
 

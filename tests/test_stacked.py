@@ -13,8 +13,8 @@ from skipform.stages import fit, run, stacked
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
 
-RESNET = {"net": "resnet", "depth": 8, "width": 8}
-MLP = {"net": "mlp", "depth": 2, "width": 16}
+RESNET = {"name": "resnet", "depth": 8, "width": 8}
+MLP = {"name": "mlp", "depth": 2, "width": 16}
 STEPS, SEEDS = 6, ["--seeds", "0", "1", "4"]  # 2 epochs of 3 batches
 # Double precision. Sums of a few thousand terms in another order differ by their square root, about 2^6 roundings, in
 # each of some 20 layers; batch norms of small deviation and the steps after the first multiply that: 2^15 in all.
@@ -51,7 +51,7 @@ def contents(out) -> dict[str, bytes]:
         (RESNET, {"name": "nesterov", "lr": 0.05, "schedule": "cosine", "warmup": 2}, None),
         (MLP, {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "decayed": "matrices"}, None),
         (MLP, {"name": "sgd", "lr": 0.5, "weight_decay": 0.1, "factors": {"3": 0.1}}, 0.1),
-        ({"net": "pooled", "pool": "relu", "width": 2}, {"name": "sgd", "lr": 0.05}, None),
+        ({"name": "pooled", "pool": "relu", "width": 2}, {"name": "sgd", "lr": 0.05}, None),
     ],
     ids=["batch norm", "matrices decay", "clipped", "frozen"],
 )
@@ -124,7 +124,7 @@ def test_the_compiled_step_of_stacked_nets_is_the_plain_one_but_for_rounding():
 
 
 def test_what_cannot_be_stacked_is_refused_in_one_line_before_any_work(tmp_path):
-    dropping = {"fine": MLP, "drops": {"net": "densenet", "depth": 7, "growth": 4, "dropout": 0.2}}
+    dropping = {"fine": MLP, "drops": {"name": "densenet", "depth": 7, "growth": 4, "dropout": 0.2}}
     command = [*written(tmp_path, variants=dropping), "--trainer.stacked", "true"]
     with pytest.raises(
         SkipformError, match=r"^[^\n]*trainer\.stacked: variants\.drops [^\n]* draws random numbers[^\n]*$"

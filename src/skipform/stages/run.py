@@ -140,8 +140,8 @@ def rank() -> int:
 
 
 def build(block: dict[str, Any]) -> nn.Module:
-    """The net of a {net: NAME, ...} block."""
-    return nets.build(block["net"], **{key: value for key, value in block.items() if key != "net"})
+    """The net of a {name: NAME, ...} block."""
+    return nets.build(**block)
 
 
 def load(folder: Path, moment: Literal["initial", "final"] = "final") -> nn.Module:
