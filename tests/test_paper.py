@@ -91,8 +91,8 @@ def leave_results(root, epochs):
     leave_examples(root / "measures/examples")
     (root / "measures/claims").mkdir(parents=True)
     for claim, pieces in CLAIMS.items():
-        most = {"input_dim": 4, "output_dim": 4, "feature_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
-        counts = {"regions": 14, "feature_rank": 4, "jacobian_rank": 4, "test_error": 9.5} | most
+        most = {"input_dim": 4, "output_dim": 4, "hidden_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
+        counts = {"regions": 14, "hidden_rank": 4, "jacobian_rank": 4, "test_error": 9.5} | most
         rows = [
             {"variant": v, "copy": c, "seed": seed, "when": w, "pieces": n, "functional_dimension": None if c else 6}
             | counts

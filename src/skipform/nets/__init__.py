@@ -13,6 +13,7 @@ where the net can do without one. Published errors stand in the docstrings, and 
 correction retrains nothing.
 """
 
+import copy
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
@@ -48,6 +49,19 @@ def build(name: str, **arguments: Any) -> nn.Module:
 def is_block(value: Any) -> bool:
     """Whether the value describes a net: {"name": NAME, argument: value, ...}."""
     return isinstance(value, Mapping) and isinstance(value.get("name"), str)
+
+
+def features(net: nn.Module) -> nn.Module:
+    """A copy of the net, in eval mode, that returns its features: the input of its last linear layer.
+
+    This is what "features" means everywhere: `feature_rank` is the rank of their Jacobian. In a convolutional net they
+    come after the global average.
+    """
+    net = copy.deepcopy(net)
+    name = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, nn.Identity())
+    return net.eval()
 
 
 def survey() -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
-import copy
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from skipform.errors import SkipformError
 from skipform.measure import functional_dimension, jacobian_rank
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
+from skipform.nets import features
 from skipform.stages import grid
 from skipform.stages.files import fingerprint, write_json
 from skipform.stages.run import load
@@ -39,10 +39,10 @@ def main(
     """Measure every run of FOLDER (what `skipform fit` left) and write one JSON file; equal nets give equal bytes.
 
     Per variant, seed, moment (initial, final) and slice: activation regions and affine pieces on the segment from test
-    image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features that the
-    last linear layer reads. Per variant, seed and moment: the functional dimension over the first `batch` test images.
-    A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks.
-    What is measured is kept in OUT.partial: a killed measurement goes on where it was.
+    image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features, the
+    input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch` test
+    images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. What is
+    measured is kept in OUT.partial: a killed measurement goes on where it was.
 
     Args:
         folder: Where `skipform fit` left the runs, for example runs/survey/resnet.
@@ -161,7 +161,7 @@ def test_images(config: dict[str, Any]) -> torch.Tensor:
 
 def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
     """One row a slice; see `main`."""
-    features, rows = headless(net), []
+    inner, rows = features(net), []
     try:
         program = Program.of(net, images[0])  # rewritten once for all slices
     except UnsupportedOperation:
@@ -174,34 +174,25 @@ def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str
                 "slice": k,
                 "line_regions": regions.count if regions else None,
                 "line_pieces": regions.pieces if regions else None,
-                **ranks(net, features, start),
+                **ranks(net, inner, start),
             }
         )
     return rows
 
 
-def ranks(net: nn.Module, features: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """The ranks of two Jacobians at x: of the scores and of the features that the last layers make them of."""
-    scores, hidden = jacobian_rank(net, x), jacobian_rank(features, x)
+def ranks(net: nn.Module, inner: nn.Module, x: torch.Tensor, name: str = "feature") -> dict[str, Any]:
+    """The ranks of two Jacobians at x: of the scores, and of the output of `inner`, under its `name`."""
+    scores, hidden = jacobian_rank(net, x), jacobian_rank(inner, x)
     return {
         "jacobian_rank": scores.rank,
         "rank_gap": finite(scores.gap),
         "output_dim": scores.shape[0],
-        "feature_rank": hidden.rank,
-        "feature_rank_gap": finite(hidden.gap),
-        "feature_dim": hidden.shape[0],
+        f"{name}_rank": hidden.rank,
+        f"{name}_rank_gap": finite(hidden.gap),
+        f"{name}_dim": hidden.shape[0],
     }
 
 
 def finite(gap: float) -> float | None:
     """JSON has no infinity: null where no singular value is left below the rank."""
     return gap if math.isfinite(gap) else None
-
-
-def headless(net: nn.Module) -> nn.Module:
-    """A copy of the net that returns what its last linear layer reads."""
-    net = copy.deepcopy(net)
-    name = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Identity())
-    return net.eval()
