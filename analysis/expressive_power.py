@@ -23,7 +23,7 @@ pooling, skips, blocks = (frame.claim(name) for name in ("pooling", "addition_co
 NOUNS = {
     "regions": "activation regions",
     "pieces": "affine pieces",
-    "feature_rank": "rank, features",
+    "hidden_rank": "rank, last hidden layer",
     "jacobian_rank": "rank, scores",
     "functional_dimension": "functional dimension",
 }
@@ -41,7 +41,7 @@ style.before_after(
     {
         "regions": ("activation\nregions", None),
         "pieces": ("affine\npieces", None),
-        "feature_rank": ("rank, features", "input_dim"),
+        "hidden_rank": ("rank, last\nhidden layer", "input_dim"),
         "functional_dimension": ("functional\ndimension", "functional_dimension_most"),
     },
     "fig_claim_pooling",
@@ -119,7 +119,7 @@ trained = [("concatenation", of(skips, "concat"), "addition", of(skips, "add"))]
 equal_width = [("single", of(blocks, "single"), v, of(blocks, v)) for v in ("double", "quadruple")]
 equal_size = [("single", of(blocks, "single"), v, of(blocks, f"{v}-wide")) for v in ("double", "quadruple")]
 comparisons = pd.DataFrame(
-    compare("(i) none : pooled", ">", ["regions", "pieces", "feature_rank", "functional_dimension"], pooled)
+    compare("(i) none : pooled", ">", ["regions", "pieces", "hidden_rank", "functional_dimension"], pooled)
     + compare("(ii) net : exact copy", "=", ["regions", "pieces", "jacobian_rank"], copied)
     + compare("(ii) equal parameters", "=", ["regions", "pieces", "jacobian_rank", "functional_dimension"], trained)
     + compare("(iii) equal width", ">", ["regions", "pieces", "functional_dimension"], equal_width)
@@ -212,7 +212,7 @@ frame.write_numbers(
         },
         "pieces": {pool: medians(of(pooling, pool), "pieces")["final"] for pool in POOLS},
         "max_regions": medians(of(pooling, "max"), "regions")["final"],
-        "feature_dim": {pool: int(of(pooling, pool)["feature_dim"].iloc[0]) for pool in POOLS},
+        "hidden_dim": {pool: int(of(pooling, pool)["hidden_dim"].iloc[0]) for pool in POOLS},
         "input_dim": int(pooling["input_dim"].iloc[0]),
         "error": {pool: float(f"{medians(of(pooling, pool), 'test_error')['final']:.1f}") for pool in POOLS},
         "scores_rank": [int(skips["jacobian_rank"].min()), int(skips["jacobian_rank"].max())],

@@ -30,8 +30,8 @@ from skipform.training.journal import Journal
 ROUNDS, EPOCHS = 9, 3
 RECIPE = Optimizer(name="nesterov", lr=0.05, schedule="cosine")
 NETS: dict[str, dict[str, Any]] = {
-    "resnet (depth 20, width 16)": {"net": "resnet", "depth": 20, "width": 16},
-    "mlp (depth 3, width 64)": {"net": "mlp", "depth": 3, "width": 64, "image_size": 8},
+    "resnet (depth 20, width 16)": {"name": "resnet", "depth": 20, "width": 16},
+    "mlp (depth 3, width 64)": {"name": "mlp", "depth": 3, "width": 64, "image_size": 8},
 }
 
 
@@ -82,9 +82,7 @@ class Clock(Callback):
 
 def _net(block: dict[str, Any]) -> torch.nn.Module:
     torch.manual_seed(0)
-    return nets.build(
-        block["net"], in_channels=1, **{key: value for key, value in block.items() if key != "net"}
-    ).train()
+    return nets.build(**block, in_channels=1).train()
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ def frame(analysis, tmp_path, monkeypatch):
         for seed, error in enumerate(final):
             run = tmp_path / "runs/survey/mlp" / variant / f"seed{seed}"
             run.mkdir(parents=True)
-            (run / "config.yaml").write_text(yaml.safe_dump({"net": {"net": "mlp"}}))
+            (run / "config.yaml").write_text(yaml.safe_dump({"net": {"name": "mlp"}}))
             (run / "metrics.json").write_text(
                 json.dumps({"variant": variant, "seed": seed, "test_error": error, "shown": ["error", "%"]})
             )

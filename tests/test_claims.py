@@ -19,9 +19,9 @@ CLAIMS = Path(__file__).parent.parent / "experiments" / "claims"
 
 def built(seed, **arguments):
     """An `activation_blocks` net on images of 2 x 2 pixels, in float64."""
-    block = {"net": "activation_blocks", "in_channels": 1, "image_size": 2, "num_classes": 3, **arguments}
+    block = {"name": "activation_blocks", "in_channels": 1, "image_size": 2, "num_classes": 3, **arguments}
     torch.manual_seed(seed)
-    return nets.from_block(block).double().eval(), block
+    return nets.build(**block).double().eval(), block
 
 
 @settings(max_examples=10, deadline=None)  # building nets and loading numba take their time
@@ -61,9 +61,7 @@ def test_a_copy_of_a_copy_has_the_blocks_it_began_with():
 
 def sizes(claim, scale):
     with torch.device("meta"):
-        built = {
-            label: nets.from_block(block) for label, block in read(CLAIMS / f"{claim}.yaml", scale).variants.items()
-        }
+        built = {label: nets.build(**block) for label, block in read(CLAIMS / f"{claim}.yaml", scale).variants.items()}
     return {label: sum(p.numel() for p in net.parameters()) for label, net in built.items()}
 
 

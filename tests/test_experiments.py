@@ -11,17 +11,18 @@ import torch
 import yaml
 
 from skipform import data, nets, tasks
+from skipform.arguments import complete
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.stages import cli
 from skipform.training import run
-from skipform.training.experiment import NOT_SAID, complete, read
+from skipform.training.experiment import NOT_SAID, read
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = sorted(EXPERIMENTS.glob("survey/*.yaml")) + sorted(EXPERIMENTS.glob("claims/*.yaml"))
 SCALES = ["smoke", "embedded", "paper"]
 GOOD = """
-variants: {one: {net: mlp, depth: 1, width: 4}}
+variants: {one: {name: mlp, depth: 1, width: 4}}
 data: {name: digits, limit: 40}
 trainer: {max_epochs: 1, accelerator: cpu}
 wandb: disabled
@@ -53,17 +54,21 @@ def refused(arguments: list[str], capsys) -> str:
 
 
 WRONG = {  # what is wrong: (in the file, with what it is replaced, what the line says)
-    "unknown net": ("net: mlp", "net: mpl", r"variants\.one\.net: unknown net 'mpl'; accepted: .*\bmlp\b.*\bresnet\b"),
+    "unknown net": (
+        "name: mlp",
+        "name: mpl",
+        r"variants\.one\.name: unknown net 'mpl'; accepted: .*\bmlp\b.*\bresnet\b",
+    ),
     "unknown key of a net": (
         "depth: 1",
         "dept: 1",
-        r"variants\.one: unknown key 'dept' \(did you mean depth\?\); accepted: depth, width, merge$",
+        r"variants\.one: unknown key 'dept' \(did you mean depth\?\); accepted: depth, width, skip$",
     ),
     "wrong type in a net": ("depth: 1", "depth: deep", r"variants\.one\.depth: 'deep' is not accepted; accepted: int$"),
     "a value outside a choice": (
         "depth: 1",
-        "merge: both",
-        r"variants\.one\.merge: 'both' is not accepted; accepted: 'add', .*'concat', 'none'$",
+        "skip: both",
+        r"variants\.one\.skip: 'both' is not accepted; accepted: 'add' \| .*'concat' \| 'none'$",
     ),
     "a value that the net refuses": (
         "depth: 1",
@@ -71,9 +76,9 @@ WRONG = {  # what is wrong: (in the file, with what it is replaced, what the lin
         r"variants\.one: .*depth=-1 is not accepted; it takes 0, 1",
     ),
     "what the data set states": ("depth: 1", "in_channels: 3", r"one\.in_channels: the data set states it \(1\)"),
-    "no net": ("{net: mlp, depth: 1, width: 4}", "{depth: 1}", r"variants\.one: accepted is \{net: NAME"),
+    "no net": ("{name: mlp, depth: 1, width: 4}", "{depth: 1}", r"variants\.one: accepted is \{name: NAME"),
     "no variants": (
-        "variants: {one: {net: mlp, depth: 1, width: 4}}",
+        "variants: {one: {name: mlp, depth: 1, width: 4}}",
         "variants: {}",
         r"variants: accepted is one or more",
     ),
@@ -121,7 +126,7 @@ WRONG = {  # what is wrong: (in the file, with what it is replaced, what the lin
     "wrong type at the top": (
         "disabled",
         "sometimes",
-        r"wandb: 'sometimes' is not accepted; accepted: 'auto', 'online'",
+        r"wandb: 'sometimes' is not accepted; accepted: 'auto' \| 'online'",
     ),
     "no section": (
         "data: {name: digits, limit: 40}",
@@ -208,9 +213,9 @@ def test_what_is_said_last_counts_key_by_key(folder):
 
 def test_a_variant_of_another_net_at_a_scale_takes_none_of_the_arguments(folder):
     path = Path("experiments/claims/good.yaml")
-    path.write_text(GOOD + "large: {variants: {one: {net: resnet, depth: 8}}}\n")
+    path.write_text(GOOD + "large: {variants: {one: {name: resnet, depth: 8}}}\n")
     block = read(path, "large").variants["one"]
-    assert (block["net"], block["depth"], block["width"]) == ("resnet", 8, 16)
+    assert (block["name"], block["depth"], block["width"]) == ("resnet", 8, 16)
     assert read(path, "small").variants["one"]["width"] == 4
 
 
@@ -254,7 +259,7 @@ def test_every_variant_is_built_and_classifies_the_images_of_its_scale(path, sca
     stated = data.kind(experiment.data["name"]).states(**experiment.data)
     for block in experiment.variants.values():
         with torch.device("meta"):  # shapes only
-            net = nets.from_block(block)
+            net = nets.build(**block)
             if experiment.task["name"] == "classify":
                 scores = net(torch.empty(2, stated["in_channels"], stated["image_size"], stated["image_size"]))
                 assert scores.shape == (2, stated["num_classes"])

@@ -35,7 +35,7 @@ from skipform.training.journal import Journal
 
 # Dropout, crops and flips draw random numbers; batch norm and momentum carry state: all must survive a kill.
 EXPERIMENT = {
-    "variants": {"dense": {"net": "densenet", "depth": 7, "growth": 4, "dropout": 0.2}},
+    "variants": {"dense": {"name": "densenet", "depth": 7, "growth": 4, "dropout": 0.2}},
     "data": {"name": "digits", "limit": 96, "batch_size": 32, "crop": 1, "flip": True, "validation": 40},
     "optimizer": {"name": "nesterov", "lr": 0.05, "schedule": "cosine", "warmup": 2},
     "trainer": {"max_epochs": 3, "accelerator": "cpu"},
@@ -141,7 +141,7 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
 
 
 def test_frozen_parameters_stay_as_they_were(tmp_path):
-    fit.main([*written(tmp_path, variants={"built": {"net": "pooled", "pool": "relu", "width": 2}}), "--seeds", "0"])
+    fit.main([*written(tmp_path, variants={"built": {"name": "pooled", "pool": "relu", "width": 2}}), "--seeds", "0"])
     folder = tmp_path / "out" / "built" / "seed0"
     before, after = (Run(folder).net(moment) for moment in ("initial", "final"))
     moved = {
@@ -365,7 +365,7 @@ def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, u
     other = written(
         tmp_path,
         optimizer=EXPERIMENT["optimizer"] | {"lr": 0.01},
-        variants=EXPERIMENT["variants"] | {"x": {"net": "mlp"}},
+        variants=EXPERIMENT["variants"] | {"x": {"name": "mlp"}},
     )
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "on_train_epoch_end", dying)
@@ -425,15 +425,15 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
 @pytest.mark.parametrize(
     ("block", "precision"),
     [
-        ({"net": "resnet", "depth": 8, "width": 8, "in_channels": 1}, "32-true"),
-        ({"net": "fractalnet", "blocks": 1, "width": 8, "drop_path": 0.3, "in_channels": 1}, "64-true"),
+        ({"name": "resnet", "depth": 8, "width": 8, "in_channels": 1}, "32-true"),
+        ({"name": "fractalnet", "blocks": 1, "width": 8, "drop_path": 0.3, "in_channels": 1}, "64-true"),
     ],
     ids=["resnet", "fractalnet"],
 )
 def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding(block, precision, tmp_path):
     def trained(fast):
         torch.manual_seed(1)
-        net = nets.from_block(block)
+        net = nets.build(**block)
         journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
         task = Classify(net, Optimizer(name="nesterov", lr=0.01, schedule="cosine", warmup=2))
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
@@ -452,7 +452,7 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
 
 
 def test_two_processes_train_as_one_with_the_same_batches(tmp_path):
-    net = {"net": {"net": "mlp", "depth": 2, "width": 16, "merge": "concat"}}
+    net = {"net": {"name": "mlp", "depth": 2, "width": 16, "skip": "concat"}}
     one, two = written(tmp_path / "one", variants=net), written(tmp_path / "two", variants=net)
     fit.main([*one, "--seeds", "0"])
     fit.main([*two, "--seeds", "0", "--trainer.strategy", "ddp", "--trainer.devices", "2"])

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from skipform import SkipformError, nets
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
-from skipform.nets.attention import Layer, SelfAttention, Weights, waves, waves_2d
+from skipform.nets.attention import AttentionRecorder, Layer, SelfAttention, sinusoids, sinusoids_2d
 
 TINY = {"depth": 2, "width": 16, "heads": 4}
 WORDS = {"vocab_size": 50, "context": 12}
-RESNET = {"net": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
+RESNET = {"name": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
 DETR = {"backbone": RESNET, "num_classes": 5, "queries": 7, "encoder_depth": 2, "decoder_depth": 3, "width": 16}
 NARROW: dict[str, list[dict]] = {
     "transformer": [
         TINY | {"vocab_size": 50, "hidden": 32},
-        TINY | {"vocab_size": 50, "source_vocab_size": 50, "hidden": 32, "norm": "pre", "skips": ["feed_forward"]},
+        TINY | {"vocab_size": 50, "source_vocab_size": 50, "hidden": 32, "norm": "pre", "skip": ["feed_forward"]},
     ],
-    "bert": [TINY | WORDS, TINY | WORDS | {"norm": "pre", "skips": []}],
-    "gpt": [TINY | WORDS, TINY | WORDS | {"norm": "post", "skips": ["attention"]}],
+    "bert": [TINY | WORDS, TINY | WORDS | {"norm": "pre", "skip": "none"}],
+    "gpt": [TINY | WORDS, TINY | WORDS | {"norm": "post", "skip": ["attention"]}],
     "vit": [TINY | {"image_size": 8, "in_channels": 1}, TINY | {"image_size": 8, "in_channels": 1, "norm": "post"}],
-    "detr": [DETR | {"heads": 4, "hidden": 32}, DETR | {"heads": 4, "hidden": 32, "skips": ["attention", "cross"]}],
+    "detr": [DETR | {"heads": 4, "hidden": 32}, DETR | {"heads": 4, "hidden": 32, "skip": ["attention", "cross"]}],
 }
 CASES = [(name, arguments) for name, entries in NARROW.items() for arguments in entries]
 IDS = [f"{name}-{i}" for name, entries in NARROW.items() for i, _ in enumerate(entries)]
@@ -353,7 +353,7 @@ def test_detrs_auxiliary_outputs_are_those_of_shallower_decoders():
 
 
 def test_detr_with_a_frozen_resnet_50_trains_the_papers_41_million_parameters():
-    body = {"net": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
+    body = {"name": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
     with torch.device("meta"):
         net = nets.build("detr", backbone=body, frozen=True)
     assert count(net, trained=True) == 41_302_368
@@ -394,7 +394,7 @@ def test_weights_survive_safetensors(name, arguments, tmp_path: Path):
 
 def vectors(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """What is left of a net once tokens are vectors, and a batch for it."""
-    shallow = {"encoder_depth": 1, "decoder_depth": 1, "backbone": {"net": "resnet", "depth": 8, "width": 4}}
+    shallow = {"encoder_depth": 1, "decoder_depth": 1, "backbone": {"name": "resnet", "depth": 8, "width": 4}}
     net = small(name, **NARROW[name][0] | (shallow if name == "detr" else {}))
     x = torch.randn(3, 7, 16)
     return {
@@ -424,7 +424,7 @@ SKIPS = [(), ("attention",), ("feed_forward",), ("attention", "feed_forward")]
 @pytest.mark.parametrize("skips", SKIPS)
 def test_a_layer_is_its_formula_with_each_skip_on_or_off(norm, skips):
     torch.manual_seed(0)
-    layer = Layer(8, 2, 12, nn.ReLU(), norm=norm, skips=skips, dropout=0.1).double().eval()
+    layer = Layer(8, 2, 12, nn.ReLU(), norm=norm, skip=skips, dropout=0.1).double().eval()
     start = x = torch.randn(3, 5, 8, dtype=torch.float64)
     for name in ("attention", "feed_forward"):
         part = getattr(layer, name)
@@ -447,7 +447,7 @@ def test_a_layer_is_its_formula_with_each_skip_on_or_off(norm, skips):
 def test_a_wave_is_the_papers_sine_and_cosine(place, half):
     angles = [place / 10000 ** (2 * i / (2 * half)) for i in range(half)]
     expected = [f(angle) for angle in angles for f in (math.sin, math.cos)]
-    found = waves(torch.tensor(place, dtype=torch.float64), 2 * half).tolist()
+    found = sinusoids(torch.tensor(place, dtype=torch.float64), 2 * half).tolist()
     assert found == pytest.approx(expected, abs=1e-11)  # float64 angles up to 5000 carry an error of some 5000 ulp
 
 
@@ -455,13 +455,13 @@ def test_a_wave_is_the_papers_sine_and_cosine(place, half):
 @given(h=st.integers(1, 5), w=st.integers(1, 5), seed=st.integers(0, 99))
 def test_waves_in_two_dimensions_count_the_places_that_are_present(h, w, seed):
     present = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed)) < 0.7
-    found = waves_2d(present, 8, torch.float64)
+    found = sinusoids_2d(present, 8, torch.float64)
     for i in range(h):
         for j in range(w):
             row, rows = present[0, : i + 1, j].sum(), present[0, :, j].sum()
             column, columns = present[0, i, : j + 1].sum(), present[0, i].sum()
             angles = [2 * math.pi * int(a) / (int(b) + 1e-6) for a, b in ((row, rows), (column, columns))]
-            expected = torch.cat([waves(torch.tensor(angle, dtype=torch.float64), 4) for angle in angles])
+            expected = torch.cat([sinusoids(torch.tensor(angle, dtype=torch.float64), 4) for angle in angles])
             torch.testing.assert_close(found[0, i, j], expected, rtol=0, atol=1e-13)  # angles below 2 pi: a few ulp
 
 
@@ -502,12 +502,12 @@ def test_the_embedding_is_shared_unless_the_source_has_its_own():
 def test_attention_weights_are_seen_by_name_and_sum_to_one(name, arguments):
     net = small(name, **arguments)
     expected = flat(net(*inputs(name)))
-    with Weights() as seen:
+    with AttentionRecorder() as recorder:
         found = flat(net(*inputs(name)))
     agree(found, expected)
     calls = sum(type(module).__name__ in ("SelfAttention", "Attention") for module in net.modules())
-    assert len(seen.maps) == calls
-    for weights in seen.maps:
+    assert len(recorder.weights) == calls
+    for weights in recorder.weights:
         assert weights.dim() == 4
         assert bool((weights >= 0).all())
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
@@ -517,12 +517,12 @@ def test_the_seen_weights_are_the_ones_paid():
     torch.manual_seed(0)
     attention = SelfAttention(8, 2, causal=True).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
-    with Weights() as seen:
+    with AttentionRecorder() as recorder:
         found = attention(x)
     value = attention.qkv(x)[..., 16:].unflatten(-1, (2, 4)).transpose(1, 2)
-    by_hand = attention.out((seen.maps[0] @ value).transpose(1, 2).flatten(2))
+    by_hand = attention.out((recorder.weights[0] @ value).transpose(1, 2).flatten(2))
     torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-13)  # float64, sums of 8 terms of size 1
-    assert bool((seen.maps[0].triu(1) == 0).all())
+    assert bool((recorder.weights[0].triu(1) == 0).all())
 
 
 @pytest.mark.parametrize(
@@ -530,11 +530,11 @@ def test_the_seen_weights_are_the_ones_paid():
     [
         ("gpt", {"width": 10, "heads": 4}, "net 'gpt': width=10 is not accepted; it takes multiples of 4 (heads)"),
         ("vit", {"image_size": 30}, "net 'vit': image_size=30 is not accepted; it takes multiples of 4 (patch)"),
-        ("bert", {"head": "mlm"}, "it takes 'words' | 'pooled' | 'both'"),
-        ("transformer", {"skips": ["self"]}, "argument skips=['self'] is not accepted"),
+        ("bert", {"head": "mlm"}, "accepted: 'words' | 'pooled' | 'both'"),
+        ("transformer", {"skip": ["self"]}, "net 'transformer'.skip: ['self'] is not accepted"),
         ("transformer", {"width": 3, "heads": 3}, "it takes multiples of 2 (a sine and a cosine)"),
-        ("detr", {}, "net 'detr': missing argument backbone"),
-        ("detr", {"backbone": {"net": "mlp"}}, "net 'detr': backbone Sequential has no stages; it takes one that has"),
+        ("detr", {}, "net 'detr'.backbone: missing"),
+        ("detr", {"backbone": {"name": "mlp"}}, "net 'detr': backbone Sequential has no stages; it takes one that has"),
         ("detr", {"backbone": RESNET, "width": 6, "heads": 2}, "it takes multiples of 4 (a sine and a cosine of row"),
     ],
 )

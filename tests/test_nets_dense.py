@@ -16,16 +16,16 @@ from skipform.compiler.rewrite import rewrite
 from skipform.nets.blocks import strides
 from skipform.nets.fcn import bilinear
 
-VGG = {"net": "vgg", "depth": 11, "width": 2, "in_channels": 1}
-RESNET = {"net": "resnet", "depth": 8, "width": 4, "in_channels": 1}
-RESNET18 = {"net": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
-ONE_STAGE = {"net": "projection_blocks", "filters": [4]}
+VGG = {"name": "vgg", "depth": 11, "width": 2, "in_channels": 1}
+RESNET = {"name": "resnet", "depth": 8, "width": 4, "in_channels": 1}
+RESNET18 = {"name": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
+ONE_STAGE = {"name": "projection_blocks", "filters": [4]}
 DETECT = {"head": "retinanet", "num_classes": 3, "channels": 8, "anchors": (4, 8, 16)}
 NARROW: dict[str, list[dict]] = {
     "fcn": [
         {"backbone": VGG, "num_classes": 3, "hidden": 8},
-        {"backbone": RESNET, "num_classes": 3, "hidden": 0, "skips": ["pool3"]},
-        {"backbone": {"net": "densenet", "depth": 10, "growth": 4, "in_channels": 1}, "kind": "16s", "hidden": 8},
+        {"backbone": RESNET, "num_classes": 3, "hidden": 0, "skip": ["pool3"]},
+        {"backbone": {"name": "densenet", "depth": 10, "growth": 4, "in_channels": 1}, "kind": "16s", "hidden": 8},
     ],
     "unet": [
         *[{"width": 2, "levels": 2, "padding": "same", "skip": s} for s in ("concat", "add", "none")],
@@ -33,7 +33,7 @@ NARROW: dict[str, list[dict]] = {
     ],
     "fpn": [
         {"backbone": RESNET, "channels": 4},
-        {"backbone": RESNET, "channels": 4, "laterals": False, "extra": "pool"},
+        {"backbone": RESNET, "channels": 4, "skip": "none", "extra": "pool"},
         {"backbone": RESNET, "channels": 4, "top_down": False, "levels": 2, "extra": "convolutions"},
     ],
 }
@@ -129,7 +129,7 @@ def test_every_map_of_an_fcn_lies_where_its_pixels_lie(kind):
 
 @pytest.mark.parametrize("skips", [(), ("pool4",), ("pool3",), ("pool4", "pool3")])
 def test_an_fcn_adds_the_scores_of_the_maps_it_skips_from(skips):
-    net = small("fcn", backbone=VGG, num_classes=3, hidden=4, skips=skips)
+    net = small("fcn", backbone=VGG, num_classes=3, hidden=4, skip=skips)
     x = images(2, 1, 50, 70)
     *_, pool3, pool4, pool5 = net.backbone.maps(x)
     y = torch.relu(F.conv2d(pool5, net.top[0].weight, net.top[0].bias, padding=3))
@@ -152,16 +152,12 @@ def test_the_scores_of_an_fcn_begin_at_zero_and_a_finer_one_takes_the_weights_of
 
 def test_strides_are_found_without_computing():
     backbones = {"vgg": (2, 4, 8, 16, 32), "resnet": (1, 2, 4), "resnet18": (4, 8, 16, 32)}
-    built = {"vgg": nets.build(**rename(VGG)), "resnet": nets.build(**rename(RESNET))}
-    built["resnet18"] = nets.build(**rename(RESNET18))
+    built = {"vgg": nets.build(**VGG), "resnet": nets.build(**RESNET)}
+    built["resnet18"] = nets.build(**RESNET18)
     before = {name: {k: t.clone() for k, t in net.state_dict().items()} for name, net in built.items()}
     for name, expected in backbones.items():
         assert strides(built[name]) == list(expected)
         assert all(torch.equal(t, before[name][key]) for key, t in built[name].state_dict().items())
-
-
-def rename(block: dict) -> dict:
-    return {"name" if key == "net" else key: value for key, value in block.items()}
 
 
 # U-Net
@@ -223,8 +219,8 @@ def test_the_unet_is_the_papers_figure():
         skipped.append(two(y))
         y = F.max_pool2d(skipped[-1], 2)
     y = two(y)
-    for meet, copied in zip(net.meets, reversed(skipped), strict=True):
-        y = F.conv_transpose2d(y, meet.up.weight, meet.up.bias, stride=2)
+    for join, copied in zip(net.joins, reversed(skipped), strict=True):
+        y = F.conv_transpose2d(y, join.up.weight, join.up.bias, stride=2)
         cropped = torchvision.transforms.functional.center_crop(copied, list(y.shape[-2:]))
         y = two(torch.cat((y, cropped), 1))
     head = next(layers)
@@ -279,7 +275,7 @@ def copy_in_order(to: nn.Module, source: nn.Module) -> None:
 
 
 def test_the_pyramid_on_resnet_50_is_as_large_as_torchvisions():
-    backbone = {"net": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
+    backbone = {"name": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
     with torch.device("meta"):
         net = nets.build("fpn", backbone=backbone)
         theirs = torchvision.ops.FeaturePyramidNetwork([256, 512, 1024, 2048], 256)
@@ -289,7 +285,7 @@ def test_the_pyramid_on_resnet_50_is_as_large_as_torchvisions():
 
 @pytest.mark.parametrize(("laterals", "top_down"), [(True, True), (True, False), (False, True)])
 def test_a_pyramid_is_the_sum_of_the_terms_it_has(laterals, top_down):
-    net = small("fpn", backbone=RESNET, channels=5, laterals=laterals, top_down=top_down).pyramid
+    net = small("fpn", backbone=RESNET, channels=5, skip="add" if laterals else "none", top_down=top_down).pyramid
     maps = pyramid_inputs()
     merged = [net.laterals[2](maps[2])]
     for i in (1, 0):
@@ -386,9 +382,9 @@ def test_a_narrow_detector_learns_two_boxes_and_survives_safetensors(tmp_path: P
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("fcn", {}, "net 'fcn': missing argument backbone"),
-        ("fcn", {"backbone": {"net": "mlp"}}, "net 'fcn': backbone Sequential has no stages; it takes one that has"),
-        ("fcn", {"backbone": VGG, "kind": "4s"}, "it takes '32s' | '16s' | '8s'"),
+        ("fcn", {}, "net 'fcn'.backbone: missing"),
+        ("fcn", {"backbone": {"name": "mlp"}}, "net 'fcn': backbone Sequential has no stages; it takes one that has"),
+        ("fcn", {"backbone": VGG, "kind": "4s"}, "accepted: '32s' | '16s' | '8s'"),
         (
             "fcn",
             {"backbone": ONE_STAGE},
@@ -396,8 +392,8 @@ def test_a_narrow_detector_learns_two_boxes_and_survives_safetensors(tmp_path: P
         ),
         ("unet", {"image_size": 570}, "images of 570 are not accepted without padding; it takes 188, 204, 220, ..."),
         ("unet", {"image_size": 570}, "(steps of 16; nearest 572)"),
-        ("unet", {"skip": "cat"}, "it takes 'concat' | 'add' | 'none'"),
-        ("fpn", {"backbone": RESNET, "laterals": False, "top_down": False}, "it takes one of them, or both"),
+        ("unet", {"skip": "cat"}, "accepted: 'concat' | 'add' | 'none'"),
+        ("fpn", {"backbone": RESNET, "skip": "none", "top_down": False}, "it takes one of them, or neither"),
         ("fpn", {"backbone": RESNET, "levels": 4}, "levels=4 is not accepted; it takes 1 to 3"),
         ("fpn", {"backbone": RESNET} | DETECT | {"anchors": (8, 16)}, "it takes one side for each of 3"),
     ],

@@ -220,7 +220,7 @@ def highway(read: Reader, x: Tensor) -> Tensor:
         (densenet, "densenet", {"depth": 16, "growth": 4, "bottleneck": True, "compression": 0.5}),
         (pyramidnet, "pyramidnet", {"depth": 14, "width": 4, "alpha": 5}),
         (ror, "ror", {"depth": 20, "width": 4}),
-        (highway, "highway", {"depth": 8, "width": 0.5, "body": "block", "gate_bias": -6.0}),
+        (highway, "highway", {"depth": 8, "width_factor": 0.5, "body": "block", "gate_bias": -6.0}),
     ],
 )
 def test_the_net_is_its_papers_formula(formula: Callable[[Reader, Tensor], Tensor], name, arguments):

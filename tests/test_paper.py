@@ -21,7 +21,7 @@ from skipform.stages.notebooks import join_numbers
 ROOT = Path(__file__).parents[1]
 SOURCES = ("main.typ", "template.typ", "references.yml")
 NETS = {
-    "mlp": {"plain": {}, "addition": {"merge": "add"}},
+    "mlp": {"plain": {}, "addition": {"skip": "add"}},
     "resnet": {"residual": {}},
     "pooled": {"none": {"pool": "none"}, "max": {"pool": "max"}, "max-by-relu": {"pool": "relu"}},
     "activation_blocks": {
@@ -60,7 +60,7 @@ def leave_results(root, epochs):
                 run = root / "runs/survey" / net / variant / f"seed{seed}"
                 run.mkdir(parents=True)
                 errors = [40.0 / (epoch + 1) + seed for epoch in range(epochs)]
-                config = {"scale": "smoke", "net": {"net": net, **arguments}, "data": {"name": "digits"}}
+                config = {"scale": "smoke", "net": {"name": net, **arguments}, "data": {"name": "digits"}}
                 (run / "config.yaml").write_text(yaml.safe_dump(config))
                 history = pd.DataFrame({"epoch": np.arange(epochs) + 1, "test_error": errors})
                 history.to_csv(run / "history.csv", index=False)
@@ -77,7 +77,7 @@ def leave_results(root, epochs):
     for net, shown in BEYOND.items():
         run = root / "runs/survey" / net / "skips" / "seed0"
         run.mkdir(parents=True)
-        config = {"scale": "smoke", "net": {"net": net}, "data": {"name": "scenes"}}
+        config = {"scale": "smoke", "net": {"name": net}, "data": {"name": "scenes"}}
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         scores = {f"test_{shown[0]}": np.arange(epochs) + 1.0}
         pd.DataFrame({"epoch": np.arange(epochs) + 1} | scores).to_csv(run / "history.csv", index=False)
@@ -91,8 +91,8 @@ def leave_results(root, epochs):
     leave_examples(root / "measures/examples")
     (root / "measures/claims").mkdir(parents=True)
     for claim, pieces in CLAIMS.items():
-        most = {"input_dim": 4, "output_dim": 4, "feature_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
-        counts = {"regions": 14, "feature_rank": 4, "jacobian_rank": 4, "test_error": 9.5} | most
+        most = {"input_dim": 4, "output_dim": 4, "hidden_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
+        counts = {"regions": 14, "hidden_rank": 4, "jacobian_rank": 4, "test_error": 9.5} | most
         rows = [
             {"variant": v, "copy": c, "seed": seed, "when": w, "pieces": n, "functional_dimension": None if c else 6}
             | counts

@@ -47,7 +47,7 @@ class Run:
 
     def net(self, moment: Literal["initial", "final"] = "final") -> nn.Module:
         """A new copy of the net before or after training, in evaluation mode."""
-        net = nets.from_block(self.config["net"])
+        net = nets.build(**self.config["net"])
         load_model(net, self.folder / f"{moment}.safetensors")
         return net.eval()
 

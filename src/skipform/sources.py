@@ -13,7 +13,13 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 # No number depends on these: names for the prompt, texts of errors, the command line, W&B, and this file.
-WITHOUT_NUMBERS = {"skipform", "skipform.errors", "skipform.stages.cli", "skipform.training.tracking", "skipform.sources"}
+WITHOUT_NUMBERS = {
+    "skipform",
+    "skipform.errors",
+    "skipform.stages.cli",
+    "skipform.training.tracking",
+    "skipform.sources",
+}
 
 
 def closure(modules: Iterable[str]) -> list[Path]:

@@ -6,7 +6,6 @@ differentiable net will do, attention included.
 d inputs, m outputs, n points, P parameters.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -104,31 +103,22 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     return Rank.of(torch.cat([part.reshape(len(x) * outputs, -1) for part in jacobian.values()], 1))
 
 
-def ranks(net: nn.Module, features: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """The ranks of two Jacobians at x: of the scores and of the features that the last layers make them of."""
-    scores, hidden = jacobian_rank(net, x), jacobian_rank(features, x)
+def ranks(net: nn.Module, inner: nn.Module, x: Tensor, name: str = "feature") -> dict[str, Any]:
+    """The ranks of two Jacobians at x: of the scores, and of the output of `inner`, under its `name`."""
+    scores, hidden = jacobian_rank(net, x), jacobian_rank(inner, x)
     return {
         "jacobian_rank": scores.rank,
         "rank_gap": finite(scores.gap),
         "output_dim": scores.shape[0],
-        "feature_rank": hidden.rank,
-        "feature_rank_gap": finite(hidden.gap),
-        "feature_dim": hidden.shape[0],
+        f"{name}_rank": hidden.rank,
+        f"{name}_rank_gap": finite(hidden.gap),
+        f"{name}_dim": hidden.shape[0],
     }
 
 
 def finite(gap: float) -> float | None:
     """JSON has no infinity: null where no singular value is left below the rank."""
     return gap if math.isfinite(gap) else None
-
-
-def headless(net: nn.Module) -> nn.Module:
-    """A copy of the net that returns what its last linear layer reads."""
-    net = copy.deepcopy(net)
-    name = [name for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
-    parent, _, child = name.rpartition(".")
-    setattr(net.get_submodule(parent), child, nn.Identity())
-    return net.eval()
 
 
 def _fits(what: str, rows: int, columns: int) -> None:

@@ -56,16 +56,17 @@ def build(
     """(n, in_channels, image_size, image_size) -> (n, num_classes).
 
     activations: L, the ReLU layers in one block. blocks: K.
-    width: of every hidden layer, or one number for each of the blocks * activations layers in order.
-    state: what addition keeps between blocks; None takes d + the widths the blocks end in, at which the addition net
-        can copy the concatenation net exactly; the other way round any state can be copied (Theorem 3).
+    width: of all hidden layers, or a list with the widths of the blocks * activations layers in order.
+    state: width of the state between blocks with addition. None: the input's size d plus the widths in which the blocks
+        end, at which the addition net can copy the concatenation net exactly; conversely a concatenation net can copy
+        an addition net of any state (Theorem 3).
     """
-    layers_wanted = blocks * activations
-    widths = [width] * layers_wanted if isinstance(width, int) else list(width)
-    if len(widths) != layers_wanted or min(blocks, activations) < 1:
-        said = f"width={width} with blocks={blocks}, activations={activations}"
+    depth = blocks * activations
+    widths = [width] * depth if isinstance(width, int) else list(width)
+    if len(widths) != depth or min(blocks, activations) < 1:
+        given = f"width={width} with blocks={blocks}, activations={activations}"
         accepted = "one width, or one for each of the blocks * activations layers, both at least 1"
-        raise SkipformError(f"net 'activation_blocks': {said} is not accepted; it takes {accepted}")
+        raise SkipformError(f"net 'activation_blocks': {given} is not accepted; it takes {accepted}")
     size, ends = in_channels * image_size**2, widths[activations - 1 :: activations]
     layers: list[nn.Module] = [nn.Flatten()]
     if skip == "add":

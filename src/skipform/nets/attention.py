@@ -1,11 +1,10 @@
-"""The shared words of the nets that attend: attention, feed-forward, sub-layers with a norm and a skip, positions.
+"""The blocks that the Transformers share: attention, feed-forward, sub-layers with a norm and a skip, positions.
 
-Letters: n batch, t tokens, s tokens that are looked at, d width, h heads. A mask is boolean, True where a token may be
-looked at, and broadcasts to (n, h, t, s). None of these words but the plain sum is piecewise linear: softmax and layer
-norm divide by their input, so that `rewrite` refuses every net built of them.
+Letters: n batch, t tokens of the queries, s tokens of the keys, d width, h heads. A mask is boolean, True where a query
+may attend to a key, and broadcasts to (n, h, t, s). Softmax and layer norm divide by functions of their input: they are
+not piecewise linear, and `rewrite` refuses every net that has them.
 """
 
-from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -14,22 +13,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import MERGES
+from skipform.nets.blocks import MERGES, with_skip
 
 NormKind = Literal["post", "pre"]
-LayerSkips = tuple[Literal["attention", "feed_forward"], ...]
+# The sub-layers that have a skip: all ("add"), none, or those named.
+EncoderSkip = Literal["add", "none"] | tuple[Literal["attention", "feed_forward"], ...]
+DecoderSkip = Literal["add", "none"] | tuple[Literal["attention", "cross", "feed_forward"], ...]
 
 
-def split(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # n h t d/h
 
 
-def join(x: Tensor) -> Tensor:
+def concatenate_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)  # n t d
 
 
-def keys(mask: Tensor | None) -> Tensor | None:
-    """(n, s), True where a token is none of the padding -> the mask that hides the padding from every token."""
+def padding_mask(mask: Tensor | None) -> Tensor | None:
+    """(n, s), True where a token is no padding -> the mask that hides the padding from every query."""
     return None if mask is None else mask[:, None, None, :]  # n 1 1 s
 
 
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
     """x -> out((softmax(q k^T / sqrt(d/h)) v) of every head), (q; k; v) = qkv(x): "Attention is all you need", Section
     3.2.
 
-    causal: a token looks at itself and what precedes it; then it takes no mask.
+    causal: a token attends to itself and to those before it; then no mask is taken.
     """
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0, causal: bool = False):
@@ -46,13 +47,14 @@ class SelfAttention(nn.Module):
         self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (split(part, self.heads) for part in self.qkv(x).chunk(3, -1))  # n h t d/h
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))  # n h t d/h
         dropout = self.dropout * self.training
-        return self.out(join(F.scaled_dot_product_attention(q, k, v, mask, dropout, self.causal)))  # n t d
+        return self.out(concatenate_heads(F.scaled_dot_product_attention(q, k, v, mask, dropout, self.causal)))  # n t d
 
 
 class Attention(nn.Module):
-    """The same where queries (n, t, d), keys (n, s, d) and values (n, s, d) are made of different tensors."""
+    """Attention whose queries, keys and values are affine images of different tensors: (n, t, d), (n, s, d), (n, s, d)
+    -> (n, t, d)."""
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -60,26 +62,29 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        q, k, v = (split(x, self.heads) for x in (self.query(query), self.key(key), self.value(value)))
+        q, k, v = (split_heads(x, self.heads) for x in (self.query(query), self.key(key), self.value(value)))
         dropout = self.dropout * self.training
-        return self.out(join(F.scaled_dot_product_attention(q, k, v, mask, dropout)))  # n t d
+        return self.out(concatenate_heads(F.scaled_dot_product_attention(q, k, v, mask, dropout)))  # n t d
 
 
-class Weights(TorchFunctionMode):
-    """`with Weights() as seen: net(x)` leaves in seen.maps, in the order of the calls, what every attention of any net
-    paid: softmax(q k^T / sqrt(d/h)), (n, h, t, s), rows summing to 1. It is the attention to the unit vectors."""
+class AttentionRecorder(TorchFunctionMode):
+    """Records the attention weights of any net: `with AttentionRecorder() as recorder: net(x)`.
+
+    `recorder.weights` then holds, for every attention in the order of the calls, softmax(q k^T / sqrt(d/h)), (n, h, t,
+    s), whose rows sum to 1. It is computed as the attention to the unit vectors.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.maps: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.maps.append(_paid(*args, **(kwargs or {})))
+            self.weights.append(_weights(*args, **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def _paid(
+def _weights(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -93,12 +98,12 @@ def _paid(
 
 
 def feed_forward(d: int, hidden: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
-    """w2 activation(w1 x), token by token."""
+    """x -> w2 activation(w1 x) for every token."""
     return nn.Sequential(nn.Linear(d, hidden), activation, nn.Dropout(dropout), nn.Linear(hidden, d))
 
 
 class PostNorm(nn.Module):
-    """x -> norm(x + f(x, ...)), without skip norm(f(x, ...)): the sub-layer of "Attention is all you need"."""
+    """x -> norm(x + f(x, ...)), without a skip norm(f(x, ...)): the sub-layer of "Attention is all you need"."""
 
     def __init__(self, f: nn.Module, d: int, skip: bool, dropout: float, eps: float):
         super().__init__()
@@ -110,7 +115,7 @@ class PostNorm(nn.Module):
 
 
 class PreNorm(PostNorm):
-    """x -> x + f(norm(x), ...), without skip f(norm(x), ...): the skip is an identity from the first layer to the
+    """x -> x + f(norm(x), ...), without a skip f(norm(x), ...): the skips are an identity from the first layer to the
     last."""
 
     def forward(self, x: Tensor, *rest: Tensor | None) -> Tensor:
@@ -118,17 +123,17 @@ class PreNorm(PostNorm):
 
 
 def sublayers(
-    d: int, parts: dict[str, nn.Module], norm: NormKind, skips: Collection[str], dropout: float, eps: float = 1e-5
+    d: int, parts: dict[str, nn.Module], norm: NormKind, skip: DecoderSkip, dropout: float, eps: float = 1e-5
 ) -> list[PostNorm]:
-    """Each part with its norm, and a skip if its name is among `skips`."""
-    kind = {"post": PostNorm, "pre": PreNorm}[norm]
-    return [kind(part, d, name in skips, dropout, eps) for name, part in parts.items()]
+    """Every part with a norm of its own, and with a skip if `skip` has it."""
+    kind, skipped = {"post": PostNorm, "pre": PreNorm}[norm], with_skip(skip, parts)
+    return [kind(part, d, name in skipped, dropout, eps) for name, part in parts.items()]
 
 
 class Layer(nn.Module):
-    """Self-attention, then feed-forward, each a sub-layer with its own skip: (n, t, d) -> (n, t, d).
+    """Self-attention, then feed-forward, two sub-layers: (n, t, d) -> (n, t, d).
 
-    skips: those of "attention", "feed_forward" that have one. inner_dropout: between the two maps of the feed-forward.
+    skip: the sub-layers that have one. inner_dropout: between the two affine maps of the feed-forward.
     """
 
     def __init__(
@@ -139,7 +144,7 @@ class Layer(nn.Module):
         activation: nn.Module,
         *,
         norm: NormKind,
-        skips: Collection[str],
+        skip: DecoderSkip,
         dropout: float,
         inner_dropout: float = 0.0,
         eps: float = 1e-5,
@@ -150,13 +155,13 @@ class Layer(nn.Module):
             "attention": SelfAttention(d, heads, dropout, causal),
             "feed_forward": feed_forward(d, hidden, activation, inner_dropout),
         }
-        self.attention, self.feed_forward = sublayers(d, parts, norm, skips, dropout, eps)
+        self.attention, self.feed_forward = sublayers(d, parts, norm, skip, dropout, eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.feed_forward(self.attention(x, mask))
 
 
-def waves(position: Tensor, d: int) -> Tensor:
+def sinusoids(position: Tensor, d: int) -> Tensor:
     """(...) -> (..., d): sin(p / 10000^(2i/d)) at 2i, cos of the same at 2i+1 ("Attention is all you need", Section
     3.5)."""
     exponent = torch.arange(0, d, 2, dtype=position.dtype, device=position.device) / d
@@ -164,25 +169,30 @@ def waves(position: Tensor, d: int) -> Tensor:
     return torch.stack((angle.sin(), angle.cos()), -1).flatten(-2)  # ... d
 
 
-def waves_2d(present: Tensor, d: int, dtype: torch.dtype) -> Tensor:
-    """(n, h, w) booleans -> (n, h, w, d): waves of the row, then of the column, each counted from 1 along the places
-    that are present and scaled to end at 2 pi ("End-to-end object detection with Transformers", Appendix A.4)."""
-    counts = [present.cumsum(axis).to(dtype) for axis in (1, 2)]  # n h w; whole numbers sum the same in any order
+def sinusoids_2d(present: Tensor, d: int, dtype: torch.dtype) -> Tensor:
+    """(n, h, w) booleans -> (n, h, w, d): sinusoids of the row, then of the column.
+
+    Rows and columns are counted from 1 along the pixels that are present, and scaled to end at 2 pi ("End-to-end object
+    detection with Transformers", Appendix A.4).
+    """
+    counts = [present.cumsum(axis).to(dtype) for axis in (1, 2)]  # n h w; sums of integers are exact in any order
     ends = (counts[0][:, -1:, :], counts[1][:, :, -1:])
-    # 1e-6, as published: a row or column without any place divides by it
-    return torch.cat([waves(2 * torch.pi * c / (end + 1e-6), d // 2) for c, end in zip(counts, ends, strict=True)], -1)
+    # 1e-6, as published: a row or column without any pixel divides by it
+    return torch.cat(
+        [sinusoids(2 * torch.pi * c / (end + 1e-6), d // 2) for c, end in zip(counts, ends, strict=True)], -1
+    )
 
 
 class Sinusoidal(nn.Module):
-    """(n, t, d) -> (n, t, d): x plus the waves of its places 0, ..., t-1, for any t."""
+    """(n, t, d) -> (n, t, d): x plus the sinusoids of the positions 0, ..., t-1, for any t."""
 
     def forward(self, x: Tensor) -> Tensor:
-        fine = torch.promote_types(x.dtype, torch.float32)  # half of the precision would not tell places apart
-        return x + waves(torch.arange(x.shape[1], dtype=fine, device=x.device), x.shape[2]).to(x.dtype)
+        fine = torch.promote_types(x.dtype, torch.float32)  # half precision cannot tell large positions apart
+        return x + sinusoids(torch.arange(x.shape[1], dtype=fine, device=x.device), x.shape[2]).to(x.dtype)
 
 
 class Learned(nn.Module):
-    """(n, t, d) -> (n, t, d): x plus one trained vector for each place; t at most `context`, or a SkipformError."""
+    """(n, t, d) -> (n, t, d): x plus one trained vector for each position; a SkipformError if t exceeds `context`."""
 
     def __init__(self, context: int, d: int):
         super().__init__()
@@ -200,7 +210,7 @@ def _within_context(module: Learned, args: tuple[Tensor, ...]) -> None:
         raise SkipformError(f"tokens: {args[0].shape[1]} in a row are not accepted; it takes at most {module.context}")
 
 
-def divides(net: str, argument: str, value: int, by: int, why: str) -> None:
-    """SkipformError unless `by` divides a positive value."""
+def check_multiple(net: str, argument: str, value: int, by: int, why: str) -> None:
+    """SkipformError unless the value is a positive multiple of `by`."""
     if by < 1 or value < 1 or value % by:
         raise SkipformError(f"net {net!r}: {argument}={value} is not accepted; it takes multiples of {by} ({why})")

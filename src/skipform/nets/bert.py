@@ -1,8 +1,8 @@
 """BERT: Devlin, Chang, Lee, Toutanova, "BERT: pre-training of deep bidirectional transformers" (NAACL 2019).
 
-Post-norm layers over the sum of word, position and segment embeddings; every token looks at every other. Base: 12
-layers of 768, 109,482,240 parameters with the pooler; equal to the `transformers` library's nets with their weights,
-under each of the heads. No deviation. Not piecewise linear.
+Post-norm layers over the sum of word, position and segment embeddings; every token attends to every other. Base: 12
+layers of 768, 109,482,240 parameters with the pooler; with their weights equal to the nets of the `transformers`
+library, under all heads. No deviation. Not piecewise linear.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipform.nets.attention import Layer, LayerSkips, Learned, NormKind, divides, keys
+from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple, padding_mask
 
 SURVEY = {
     "paper": "Devlin et al., NAACL 2019",
@@ -32,10 +32,10 @@ VARIANTS = {
 
 
 class BERT(nn.Module):
-    """The layers and one of the heads below, which says what comes out.
+    """The layers, then one of the heads below, whose output it returns.
 
-    tokens (n, t); segments (n, t) in {0, 1}, by default all 0; mask (n, t) boolean, True where a token is none of the
-    padding, by default everywhere.
+    tokens (n, t); segments (n, t) in {0, 1}, by default all 0; mask (n, t) boolean, True where a token is no padding,
+    by default everywhere.
     """
 
     def __init__(self, vocab_size: int, context: int, d: int, layers: list[Layer], dropout: float):
@@ -51,7 +51,7 @@ class BERT(nn.Module):
         x = self.positions(self.tokens(tokens) + self.segments(segments))  # n t d
         x = self.dropout(self.norm(x))
         for layer in self.layers:
-            x = layer(x, keys(mask))
+            x = layer(x, padding_mask(mask))
         return x
 
     def forward(
@@ -60,7 +60,7 @@ class BERT(nn.Module):
         return self.head(self.hidden(tokens, segments, mask), self.tokens.weight)
 
 
-class Pooled(nn.Module):
+class Pooler(nn.Module):
     """-> {"hidden": (n, t, d), "pooled": tanh of an affine map of the first token, (n, d)}."""
 
     def __init__(self, d: int):
@@ -71,8 +71,8 @@ class Pooled(nn.Module):
         return {"hidden": x, "pooled": self.map(x[:, 0]).tanh()}
 
 
-class Words(nn.Module):
-    """-> (n, t, vocab_size): scores of each place's word, by the transposed embedding of the words."""
+class MaskedWords(nn.Module):
+    """-> (n, t, vocab_size): scores of the word at every position, by the transposed embedding of the words."""
 
     def __init__(self, vocab_size: int, d: int):
         super().__init__()
@@ -83,12 +83,12 @@ class Words(nn.Module):
         return F.linear(self.map(x), embedding, self.bias)
 
 
-class Both(nn.Module):
+class PreTraining(nn.Module):
     """-> {"words": (n, t, vocab_size), "next": (n, 2): whether the second segment follows the first}."""
 
     def __init__(self, vocab_size: int, d: int):
         super().__init__()
-        self.words, self.pooled, self.next = Words(vocab_size, d), Pooled(d), nn.Linear(d, 2)
+        self.words, self.pooled, self.next = MaskedWords(vocab_size, d), Pooler(d), nn.Linear(d, 2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> dict[str, Tensor]:
         return {"words": self.words(x, embedding), "next": self.next(self.pooled(x, embedding)["pooled"])}
@@ -103,28 +103,28 @@ def build(
     heads: int = 12,
     hidden: int | None = None,
     norm: NormKind = "post",
-    skips: LayerSkips = ("attention", "feed_forward"),
+    skip: EncoderSkip = "add",
     head: Literal["words", "pooled", "both"] = "words",
     dropout: float = 0.1,
 ) -> nn.Module:
-    """(n, t) tokens below vocab_size, t at most `context` -> what the head gives.
+    """(n, t) tokens below vocab_size, t at most `context` -> the output of the head.
 
-    depth: layers. width: of the stream. hidden: of the feed-forward, by default 4 width.
+    depth: layers. width: d. hidden: width inside the feed-forward, by default 4 d.
     head: "words" (n, t, vocab_size), the masked language model; "pooled" {"hidden", "pooled"}; "both" {"words",
         "next"}, the two tasks of the pre-training.
-    norm: "post" as the paper; "pre" has no norm after the last layer but those of the heads. skips: the sub-layers that
-        have one.
+    norm: "post" as in the paper; "pre" has no norm after the last layer but those of the heads.
+    skip: around every sub-layer ("add"), around none, or around those named.
     """
-    divides("bert", "width", width, heads, "heads")
+    check_multiple("bert", "width", width, heads, "heads")
     layers = [
-        Layer(width, heads, hidden or 4 * width, nn.GELU(), norm=norm, skips=skips, dropout=dropout, eps=1e-12)
+        Layer(width, heads, hidden or 4 * width, nn.GELU(), norm=norm, skip=skip, dropout=dropout, eps=1e-12)
         for _ in range(depth)
     ]
     net = BERT(vocab_size, context, width, layers, dropout)
     heads_of: dict[str, Callable[[], nn.Module]] = {
-        "words": partial(Words, vocab_size, width),
-        "pooled": partial(Pooled, width),
-        "both": partial(Both, vocab_size, width),
+        "words": partial(MaskedWords, vocab_size, width),
+        "pooled": partial(Pooler, width),
+        "both": partial(PreTraining, vocab_size, width),
     }
     net.head = heads_of[head]()
     for key, p in net.named_parameters():

@@ -1,10 +1,10 @@
-"""The shared words of the nets. An architecture is how it arranges them.
+"""The blocks that the nets share; an architecture is an arrangement of them.
 
-Letters: n batch, c channels, h w height and width, s stride. Every word keeps the batch in front, writes nothing in
-place and (in eval mode) is affine, a ReLU, or one of the merges below.
+Letters: n batch, c channels, h w height and width, s stride. Every block keeps the batch in front, changes nothing in
+place and (in eval mode) is composed of affine maps, ReLUs and the merge layers below.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Literal
 
 import torch
@@ -16,6 +16,13 @@ from skipform.errors import SkipformError
 
 MergeKind = Literal["add", "subtract", "multiply", "average", "maximum", "minimum", "concat", "none"]
 ShortcutOption = Literal["A", "B", "C"]
+
+
+def with_skip(skip: Literal["add", "none"] | tuple[str, ...], parts: Collection[str]) -> Collection[str]:
+    """The parts of a net that have a skip: all for "add", none for "none", or those that a tuple names."""
+    if isinstance(skip, str):
+        return parts if skip == "add" else ()
+    return skip
 
 
 def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -36,8 +43,8 @@ def bn_relu_conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.
 
 
 def chain(order: str, c_in: int, *convolutions: nn.Conv2d) -> nn.Sequential:
-    """Layers in the order of the letters c (the next convolution), b (batch norm), r (ReLU): "brcbrc" is what "Identity
-    mappings in deep residual networks" calls full pre-activation."""
+    """Layers in the order of the letters: c is the next convolution, b a batch norm, r a ReLU. "brcbrc" is what
+    "Identity mappings in deep residual networks" calls full pre-activation."""
     layers, rest = nn.Sequential(), iter(convolutions)
     for letter in order:
         if letter == "c":
@@ -50,26 +57,28 @@ def chain(order: str, c_in: int, *convolutions: nn.Conv2d) -> nn.Sequential:
 
 
 def basic(c_in: int, c_out: int, stride: int = 1, order: str = "cbrcb") -> nn.Sequential:
-    """3x3, 3x3: the branch of ResNet-18, 34 and the CIFAR ResNets ("Deep residual learning", Figure 5 left)."""
+    """Two 3x3 convolutions: the branch of ResNet-18, ResNet-34 and the CIFAR ResNets ("Deep residual learning", Figure
+    5 left)."""
     return chain(order, c_in, conv(c_in, c_out, 3, stride), conv(c_out, c_out))
 
 
 def bottleneck(
     c_in: int, c_mid: int, c_out: int, stride: int = 1, groups: int = 1, order: str = "cbrcbrcb"
 ) -> nn.Sequential:
-    """1x1, 3x3 (stride and groups here, as in torchvision), 1x1: Figure 5 right; with groups, ResNeXt Figure 3(c)."""
+    """Convolutions of 1x1, 3x3 and 1x1, the stride and the groups in the second as in torchvision: "Deep residual
+    learning", Figure 5 right; with groups, "Aggregated residual transformations", Figure 3(c)."""
     middle = conv(c_mid, c_mid, 3, stride, groups)
     return chain(order, c_in, conv(c_in, c_mid, 1), middle, conv(c_mid, c_out, 1))
 
 
 def classifier(channels: int, num_classes: int) -> nn.Sequential:
-    """Global average, then one affine map: (n, c, h, w) -> (n, classes), for any h, w."""
+    """The global average, then one affine map: (n, c, h, w) -> (n, classes), for any h, w."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
 
 class ZeroPadded(nn.Module):
-    """The parameter-free shortcut between shapes (option A): every s-th pixel, the missing channels zero, at the
-    end."""
+    """The shortcut without parameters between shapes (option A): every s-th pixel; the missing channels are zero and
+    come last."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -116,7 +125,7 @@ class Merge(nn.Module):
     """merge(B(x), S(x)): the elementwise merge layers of Keras, all keeping the shape (n, c, ...).
 
     "concat" is the concatenation (B; S) followed by the affine map that brings 2c channels back to c, without bias;
-    it starts at (I I), so that it begins as the addition it can always express (Proposition 1). "none" drops the skip.
+    it starts at (I I), as the addition that it can always express (Proposition 1). "none" is B(x), without the skip.
     """
 
     def __init__(self, kind: MergeKind, channels: int, mix: Callable[..., nn.Conv2d | nn.Linear] = nn.Conv2d):
@@ -145,8 +154,8 @@ class Skip(nn.Module):
 
 
 class Gated(nn.Module):
-    """x -> t * branch(x) + (1 - t) * shortcut(x), t = gate(x) in (0, 1): the highway. Elementwise, not piecewise
-    linear."""
+    """x -> t * branch(x) + (1 - t) * shortcut(x) elementwise, t = gate(x) in (0, 1): the layer of a highway network. It
+    is not piecewise linear."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, gate: nn.Module):
         super().__init__()
@@ -158,8 +167,8 @@ class Gated(nn.Module):
 
 
 class Staged(nn.Module):
-    """Stem, stages, head. `maps` are the outputs of the stages, `channels` their channel counts: what a dense predictor
-    asks of a backbone."""
+    """A stem, stages and a head. `maps` returns the outputs of all stages, of `channels` channels: what a dense
+    predictor needs of its backbone."""
 
     def __init__(self, stem: nn.Module, stages: Iterable[nn.Module], head: nn.Module, channels: Iterable[int]):
         super().__init__()
@@ -167,11 +176,11 @@ class Staged(nn.Module):
         self.channels = tuple(channels)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        x, found = self.stem(x), []
+        x, maps = self.stem(x), []
         for stage in self.stages:
             x = stage(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.maps(x)[-1])
@@ -180,7 +189,8 @@ class Staged(nn.Module):
 def stack(
     c_in: int, channels: Iterable[int], counts: Iterable[int], block: Callable[[int, int, int], nn.Module]
 ) -> list[nn.Module]:
-    """Stages of count blocks each, block(c_in, c_out, stride); every stage but the first starts with stride 2."""
+    """The stages of a net, counts[k] blocks block(c_in, c_out, stride) in stage k; all but the first begin with stride
+    2."""
     stages: list[nn.Module] = []
     for c, count in zip(channels, counts, strict=True):
         strides = [2 if stages else 1] + [1] * (count - 1)
@@ -190,15 +200,17 @@ def stack(
 
 
 def stem(kind: Literal["3x3", "7x7"], c_in: int, c_out: int) -> nn.Sequential:
-    """3x3 for small images; 7x7 with stride 2 and a maximum of stride 2 for ImageNet: n c_out ceil(h/4) ceil(w/4)."""
+    """A 3x3 convolution for small images; for ImageNet a 7x7 convolution and a maximum, both of stride 2, which give
+    (n, c_out, ceil(h/4), ceil(w/4))."""
     if kind == "3x3":
         return conv_bn_relu(c_in, c_out)
     return conv_bn_relu(c_in, c_out, 7, 2).append(nn.MaxPool2d(3, 2, 1))
 
 
-def he(net: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> nn.Module:
-    """He initialisation: convolutions N(0, 2 / fan), linear biases 0; fan_out = k^2 c_out as the authors of the
-    residual nets publish, fan_in as DenseNet's. The affine map of a concatenating merge keeps its (I I)."""
+def init_he(net: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> nn.Module:
+    """He initialisation, in place: weights of convolutions ~ N(0, 2 / fan), biases of linear layers 0. fan_out = k^2
+    c_out is what the authors of the residual nets publish, fan_in what DenseNet's do. The affine map of a concatenating
+    merge keeps its (I I)."""
     merged = {module.mix for module in net.modules() if isinstance(module, Merge)}
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module not in merged:
@@ -216,18 +228,16 @@ def units(net: str, depth: int, per: int, rest: int) -> int:
     return n
 
 
-def staged(net: str, backbone: nn.Module) -> Staged:
-    """Stem and stages of the backbone of `net`, sharing its parameters, without its head; it must be `Staged`."""
+def without_head(net: str, backbone: nn.Module) -> Staged:
+    """Stem and stages of the backbone of `net`, sharing its parameters; a SkipformError unless it is `Staged`."""
     if not isinstance(backbone, Staged):
-        found = type(backbone).__name__
-        raise SkipformError(
-            f"net {net!r}: backbone {found} has no stages; it takes one that has, such as vgg or resnet"
-        )
+        kind = type(backbone).__name__
+        raise SkipformError(f"net {net!r}: backbone {kind} has no stages; it takes one that has, such as vgg or resnet")
     return Staged(backbone.stem, backbone.stages, nn.Identity(), backbone.channels)
 
 
 class Maps(nn.Module):
-    """The maps of a net of stages, as what it puts out."""
+    """The `maps` of a net of stages as its output, which `functional_call` needs."""
 
     def __init__(self, body: Staged):
         super().__init__()
@@ -238,9 +248,10 @@ class Maps(nn.Module):
 
 
 def strides(body: Staged, size: int = 128) -> list[int]:
-    """How many pixels of the image one step on each map is: an empty image is sent through, nothing computed."""
+    """The stride of every map: how many pixels of the image lie between two neighbours. Read off the shapes that an
+    image of `size` pixels gives on the meta device, where nothing is computed."""
     maps = Maps(body)
-    empty = {key: t.to("meta") for key, t in [*maps.named_parameters(), *maps.named_buffers()]}
+    tensors = {key: t.to("meta") for key, t in [*maps.named_parameters(), *maps.named_buffers()]}
     c = next(module.in_channels for module in body.modules() if isinstance(module, nn.Conv2d))
     x = torch.empty(2, c, size, size, device="meta", dtype=next(body.parameters()).dtype)
-    return [size // found.shape[-1] for found in functional_call(maps, empty, (x,))]
+    return [size // m.shape[-1] for m in functional_call(maps, tensors, (x,))]

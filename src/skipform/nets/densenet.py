@@ -1,13 +1,12 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger, "Densely connected convolutional networks" (CVPR 2017), Table 2.
 
-Three dense blocks; layer x -> (x; H(x)), H = BN-ReLU-conv3x3 with k new channels; between blocks
-BN-ReLU-conv1x1-average 2x2.
-BC: H has a 1x1 convolution to 4k channels first (B), transitions halve the channels (C). Published parameters and test
-error on CIFAR-10 with crops and flips are in VARIANTS.
+Three dense blocks of layers x -> (x; H(x)), H = BN-ReLU-conv3x3 with k new channels; between blocks
+BN-ReLU-conv1x1-average 2x2. BC: H has a 1x1 convolution to 4k channels first (B), transitions halve the channels (C).
+Published parameters and test error on CIFAR-10 with crops and flips are in VARIANTS.
 
 The basic nets start with 16 channels, BC with 2k, as the paper says and its counts confirm (the authors' later code
-starts with 2k everywhere: 1,059,298 for (40, 12)). ImageNet (Table 1, first="7x7"): 121, 169, 201, 161, torchvision's
-    nets.
+starts with 2k everywhere: 1,059,298 for (40, 12)). ImageNet (Table 1, first="7x7"): 121, 169, 201, 161 layers,
+torchvision's nets.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import Staged, bn_relu_conv, classifier, conv, he, stem, units
+from skipform.nets.blocks import Staged, bn_relu_conv, classifier, conv, init_he, stem, units
 
 SURVEY = {
     "paper": "Huang et al., CVPR 2017",
@@ -56,25 +55,26 @@ class DenseLayer(nn.Module):
 
 
 class Checkpointed(nn.Sequential):
-    """The layers in order, their inner tensors computed again in the backward pass instead of kept: linear instead of
-    quadratic memory in a dense block. Batch norm's running statistics count each batch once, not twice."""
+    """The layers in order, whose inner tensors are computed again in the backward pass instead of stored: a dense block
+    takes linear instead of quadratic memory. The second pass leaves batch norm's running statistics as they are."""
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(super().forward, x, use_reentrant=False, context_fn=partial(_contexts, self))
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
-    return nullcontext(), _statistics_kept(module)
+    return nullcontext(), _frozen_statistics(module)
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, the batch norms of the module leave their running statistics as they are."""
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
     before = [(norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
-        yield  # left by an exception when the last tensor wanted is there
+        yield  # checkpoint leaves it by an exception once the last tensor it needs is there
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
@@ -97,9 +97,9 @@ def build(
     """(n, in_channels, h, w) -> (n, num_classes).
 
     depth: 3n+4, with bottlenecks 6n+4; 121, 169, 201, 161 with the 7x7 stem.
-    compression: theta, the share of the channels that a transition keeps.
-    skip: "none" leaves H(x) alone, the plain chain of width `growth`.
-    memory_efficient: keep no inner tensor of H; same gradients, same statistics.
+    growth: k. compression: theta, the share of the channels that a transition keeps.
+    skip: "none" is x -> H(x), a plain chain of `growth` channels.
+    memory_efficient: compute the inner tensors of H again in the backward pass; gradients and statistics are the same.
     """
     if first == "7x7" and depth not in IMAGENET:
         accepted = ", ".join(map(str, IMAGENET))
@@ -111,7 +111,7 @@ def build(
     channels: list[int] = []
     for count in counts:
         layers: list[nn.Module] = []
-        if stages:  # the average takes what is there of its window, so that small inputs pass
+        if stages:  # at the border the average is over the part of its window inside, so that small images are accepted
             layers = [*bn_relu_conv(c, int(c * compression), 1), nn.AvgPool2d(2, ceil_mode=True)]
             c = int(c * compression)
         for _ in range(count):
@@ -125,4 +125,4 @@ def build(
         stages.append(nn.Sequential(*layers))  # n c h/2 w/2
         channels.append(c)
     head = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), *classifier(c, num_classes))
-    return he(Staged(start, stages, head, channels), "fan_in")
+    return init_he(Staged(start, stages, head, channels), "fan_in")

@@ -1,9 +1,9 @@
 """FCN: Long, Shelhamer, Darrell, "Fully convolutional networks for semantic segmentation" (CVPR 2015).
 
-A classifier whose linear layers became convolutions scores every place of its last map; bilinear-initialised transposed
-convolutions bring the scores back to the size of the image, in one step (32s), with the scores of the map before
-(pool4) added half way up (16s), or with pool3's too (8s). On VGG-16, VOC 2011 validation: 63.6, 65.0, 65.5 mean IoU;
-with 21 classes 136,152,917, 134,815,994, 134,489,759 parameters, as in wkentaro/pytorch-fcn.
+A classifier whose linear layers became convolutions scores every pixel of its last map; transposed convolutions, at
+first bilinear interpolation, bring the scores back to the size of the image: in one step (32s), with the scores of the
+map before (pool4) added on the way (16s), or with those of pool3 too (8s). On VGG-16, VOC 2011 validation: 63.6, 65.0,
+65.5 mean IoU; with 21 classes 136,152,917, 134,815,994, 134,489,759 parameters, as in wkentaro/pytorch-fcn.
 
 Deviation: the paper pads the image by 100 and crops; here the 7x7 convolution pads its own map, which keeps all maps
 aligned at every size of the image. On other backbones "pool4" and "pool3" are the last stage but one and but two.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import MERGES, Staged, staged, strides
+from skipform.nets.blocks import MERGES, Staged, strides, with_skip, without_head
 
 SURVEY = {
     "paper": "Long et al., CVPR 2015",
@@ -26,7 +26,7 @@ SURVEY = {
     "activations_per_block": "–",
     "levels": 2,
 }
-_VGG = {"num_classes": 21, "backbone": {"net": "vgg", "batch_norm": False}}
+_VGG = {"num_classes": 21, "backbone": {"name": "vgg", "batch_norm": False}}
 VARIANTS = {
     "FCN-32s": ({"kind": "32s"} | _VGG, 16, 136_152_917),
     "FCN-16s": ({"kind": "16s"} | _VGG, 16, 134_815_994),
@@ -49,7 +49,7 @@ def bilinear(c: int, s: int) -> nn.ConvTranspose2d:
 
 
 def scores(c: int, classes: int) -> nn.Conv2d:
-    """One affine map a place, zero at first, so that a finer map begins by adding nothing."""
+    """One affine map for every pixel, zero at first, so that a finer map begins by adding nothing."""
     layer = nn.Conv2d(c, classes, 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(cast(nn.Parameter, layer.bias))
@@ -57,7 +57,7 @@ def scores(c: int, classes: int) -> nn.Conv2d:
 
 
 class Refine(nn.Module):
-    """(scores, finer map) -> up(scores) + score(finer map), of the finer map's size; without skip up(scores) alone."""
+    """(scores, finer map) -> up(scores) + score(finer map), of the finer map's size; up(scores) without a skip."""
 
     def __init__(self, c: int, classes: int, skip: bool):
         super().__init__()
@@ -88,18 +88,20 @@ def build(
     backbone: nn.Module,
     num_classes: int = 21,
     kind: Literal["32s", "16s", "8s"] = "8s",
-    skips: tuple[Literal["pool4", "pool3"], ...] = ("pool4", "pool3"),
+    skip: Literal["add", "none"] | tuple[Literal["pool4", "pool3"], ...] = "add",
     hidden: int = 4096,
     dropout: float = 0.5,
 ) -> nn.Module:
     """(n, c, h, w) -> (n, num_classes, h, w) scores of every pixel.
 
-    backbone: a net of stages; its head is left out. kind: none, one or two doublings with a skip before the last step.
-    skips: of those that `kind` has, the ones that add their scores; without, a doubling is one all the same.
+    backbone: a net of stages; its head is left out. kind: no, one or two doublings, each with a skip, before the last
+        step.
+    skip: whether the scores of all finer maps are added ("add"), of none, or of those named. A doubling without a skip
+        still doubles.
     hidden: channels of the 7x7 and the 1x1 convolution that were VGG's linear layers; 0: the last map is scored as it
-        is. dropout: of their channels.
+        is. dropout: of the channels of these two.
     """
-    body = staged("fcn", backbone)
+    body = without_head("fcn", backbone)
     if len(body.channels) <= STEPS[kind]:
         needed = STEPS[kind] + 1
         raise SkipformError(f"net 'fcn': kind={kind!r} takes a backbone of {needed} stages, not {len(body.channels)}")
@@ -111,7 +113,8 @@ def build(
         top += [layer, nn.ReLU(), nn.Dropout2d(dropout)]
     top.append(scores(hidden or c, num_classes))
     names = ("pool4", "pool3")[: STEPS[kind]]
+    added = with_skip(skip, names)
     steps = [
-        Refine(c, num_classes, name in skips) for name, c in zip(names, reversed(body.channels[:-1]), strict=False)
+        Refine(c, num_classes, name in added) for name, c in zip(names, reversed(body.channels[:-1]), strict=False)
     ]
     return FCN(body, nn.Sequential(*top), steps, bilinear(num_classes, strides(body)[-1 - len(steps)]))

@@ -1,15 +1,15 @@
 """FPN: Lin et al., "Feature pyramid networks for object detection" (CVPR 2017).
 
 P_l = conv3x3(M_l), M_l = lateral_l(C_l) + up(M_{l+1}): a 1x1 convolution of every stage's map C_l (lateral) and the
-coarser M in nearest neighbours (top-down). On the maps of a ResNet-50, 3,344,384 parameters; torchvision's
-FeaturePyramidNetwork with its weights. Faster R-CNN on it: COCO minival AP 31.6 -> 33.9; average recall of proposals on
+coarser M by nearest neighbours (top-down). On the maps of a ResNet-50, 3,344,384 parameters; with its weights equal to
+torchvision's FeaturePyramidNetwork. Faster R-CNN on it: COCO minival AP 31.6 -> 33.9; average recall of proposals on
 small objects 44.9, without laterals 26.5, without top-down 30.5 (Table 1).
 
-head="retinanet": the one-stage detector of Lin et al., "Focal loss for dense object detection" (ICCV 2017), in
-torchvision's parts (anchors, head, losses, suppression); with three levels and two more by convolutions it is its
-retinanet_resnet50_fpn, 34,068,119 parameters. Deviation: the inner convolutions of its head start as He et al. say, not
-at a deviation of 0.01, from which a narrow head hardly learns. Depth: the backbone's. The pyramid is piecewise linear,
-the choice of boxes is not.
+head="retinanet": the one-stage detector of Lin et al., "Focal loss for dense object detection" (ICCV 2017), made of
+torchvision's parts (anchors, head, losses, suppression); with three levels and two more by convolutions it is
+torchvision's retinanet_resnet50_fpn, 34,068,119 parameters. Deviation: the inner convolutions of the head begin with He
+initialisation, not with a standard deviation of 0.01, from which a narrow head hardly learns. The depth is that of the
+backbone. The pyramid is piecewise linear, the choice of boxes is not.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import MERGES, Staged, staged, strides
+from skipform.nets.blocks import MERGES, Staged, strides, without_head
 
 SURVEY = {
     "paper": "Lin et al., CVPR 2017",
@@ -33,7 +33,7 @@ SURVEY = {
     "activations_per_block": 0,
     "levels": 3,
 }
-_R50 = {"net": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
+_R50 = {"name": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}
 _RETINA = {"levels": 3, "extra": "convolutions", "head": "retinanet", "num_classes": 91}
 VARIANTS = {
     "FPN, ResNet-50": ({"backbone": _R50}, 50, 26_852_416),
@@ -82,16 +82,16 @@ class FPN(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = self.backbone.maps(x)[self.first :]
-        found, _ = self.extra(self.pyramid(maps), maps, [])
-        return {f"p{2 + self.first + i}": p for i, p in enumerate(found)}
+        pyramid, _ = self.extra(self.pyramid(maps), maps, [])
+        return {f"p{2 + self.first + i}": p for i, p in enumerate(pyramid)}
 
 
-def _nothing(found: list[Tensor], maps: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-    return found, names
+def _no_extra(pyramid: list[Tensor], maps: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+    return pyramid, names
 
 
-class AsTheyAre(GeneralizedRCNNTransform):
-    """A list of images as one batch, padded with zeros at the right and below to a common size."""
+class PadOnly(GeneralizedRCNNTransform):
+    """A list of images -> one batch, padded with zeros at the right and below to a common size, not resized."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
@@ -103,7 +103,7 @@ def build(
     num_classes: int = 91,
     levels: int | None = None,
     channels: int = 256,
-    laterals: bool = True,
+    skip: Literal["add", "none"] = "add",
     top_down: bool = True,
     extra: Literal["none", "pool", "convolutions"] = "none",
     head: Literal["none", "retinanet"] = "none",
@@ -111,25 +111,27 @@ def build(
 ) -> nn.Module:
     """head="none": (n, c, h, w) -> {"p2": (n, channels, h_2, w_2), ...}, p2 the map of the backbone's first stage.
 
-    head="retinanet": torchvision's RetinaNet, which takes a list of images (c, h, w) as they are, neither scaled nor
-    normalised; in training also a list of {"boxes": (k, 4) as x1 y1 x2 y2 in pixels, "labels": (k,) below num_classes},
-    for which it gives {"classification": loss, "bbox_regression": loss}; in eval mode, for each image, {"boxes",
-    "scores", "labels"}, best first.
+    head="retinanet": torchvision's RetinaNet, which takes a list of images (c, h, w), neither scaled nor normalised. In
+    training mode it also takes a list of {"boxes": (k, 4) as x1 y1 x2 y2 in pixels, "labels": (k,) below num_classes}
+    and returns {"classification": loss, "bbox_regression": loss}; in eval mode it returns {"boxes", "scores", "labels"}
+    for every image, best first.
 
     backbone: a net of stages; its head is left out. levels: how many of its last stages have a map; None: all.
-    channels: of every map. laterals, top_down: the two terms of the sum.
-    extra: coarser maps on top: "pool", every second pixel of the last; "convolutions", two of stride 2.
-    anchors: for each map the side of its anchors, each in three sizes and three shapes.
+    channels: of every map. extra: coarser maps on top: "pool", every second pixel of the last; "convolutions", two of
+        stride 2. anchors: for every map the side of its anchors in pixels, which have three sizes and three shapes.
+    skip: "none" leaves the laterals out below the coarsest map. top_down: whether coarser maps are added.
     """
-    body = staged("fpn", backbone)
+    body = without_head("fpn", backbone)
     count = len(body.channels) if levels is None else levels
     if not 1 <= count <= len(body.channels):
         raise SkipformError(f"net 'fpn': levels={levels} is not accepted; it takes 1 to {len(body.channels)}")
-    if not (laterals or top_down):
-        raise SkipformError("net 'fpn': laterals=False, top_down=False is not accepted; it takes one of them, or both")
-    pyramid = Pyramid(body.channels[-count:], channels, laterals, top_down)
+    if skip == "none" and not top_down:
+        raise SkipformError(
+            "net 'fpn': skip='none' with top_down=False is not accepted; it takes one of them, or neither"
+        )
+    pyramid = Pyramid(body.channels[-count:], channels, skip == "add", top_down)
     more, top = {
-        "none": (0, lambda: _nothing),
+        "none": (0, lambda: _no_extra),
         "pool": (1, LastLevelMaxPool),
         "convolutions": (2, lambda: LastLevelP6P7(channels, channels)),
     }[extra]
@@ -147,5 +149,5 @@ def build(
         for module in tower.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    detector.transform = AsTheyAre(0, 0, [0.0] * c_in, [1.0] * c_in, size_divisible=strides(body)[-1])
+    detector.transform = PadOnly(0, 0, [0.0] * c_in, [1.0] * c_in, size_divisible=strides(body)[-1])
     return detector

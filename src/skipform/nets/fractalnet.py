@@ -6,11 +6,11 @@ layers; 38.6 M where DenseNet's Table 2 cites it), CIFAR-10 / CIFAR-10+:
 
     10.18 / 5.22 %     with drop-path and dropout 7.33 / 4.60 %     its deepest column alone 7.27 / 4.68 %
 
-No public re-implementation has reached these. `expand` says where channels grow, the text leaving it open: "column", in
-each column's first convolution, as the authors' published generator has it, 33,724,618 parameters (our default);
-"block", by a 1x1 convolution with BN-ReLU before every block, 38,912,202; "change", before those blocks whose channels
-grow, 38,649,034, the one reading that prints as 38.6 M. As in the generator, each column takes its own maximum before a
-block's last join.
+No public re-implementation has reached these. The text leaves open where channels grow, which is `expand`: "column", in
+the first convolution of every column, as in the generator that the authors published, 33,724,618 parameters (our
+default); "block", in a 1x1 convolution with BN-ReLU before every block, 38,912,202; "change", in one before those
+blocks whose channels grow, 38,649,034, the only reading that gives 38.6 M. As in the generator, every column has its
+own maximum before the last join of a block.
 """
 
 from functools import reduce
@@ -40,8 +40,9 @@ VARIANTS = {
 class Join(nn.Module):
     """Mean of the columns that end here; while training, of those that drop-path leaves.
 
-    Local: every sample drops each input with probability `drop_path`, keeping at least one. Global: a sample that
-    follows one column through the whole net keeps that column alone (all, where its column passes by: nothing it uses).
+    Local drop-path: a sample drops every input with probability `drop_path`, but keeps at least one. Global drop-path:
+    a sample that follows one column through the whole net keeps that column alone; where this column does not end, it
+    keeps all, and the result does not reach its output.
     """
 
     def __init__(self, first: int, drop_path: float):
@@ -73,7 +74,9 @@ class FractalBlock(nn.Module):
             nn.ModuleList(conv_bn_relu(c if i else entry, c).append(nn.Dropout2d(dropout)) for i in range(2**column))
             for column in range(columns)
         )
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)  # what is there of a window, so that small inputs pass
+        self.pool = nn.MaxPool2d(
+            2, ceil_mode=True
+        )  # over the part of a window inside, so that small images are accepted
         self.steps = [
             [j for j in range(columns) if not t % 2 ** (columns - 1 - j)] for t in range(1, 2 ** (columns - 1) + 1)
         ]
@@ -81,12 +84,13 @@ class FractalBlock(nn.Module):
 
     def forward(self, x: Tensor, followed: Tensor | None) -> Tensor:
         x = self.expand(x)
-        at = [x] * len(self.columns)
-        done = [iter(list(column.children())) for column in self.columns]
+        states = [x] * len(self.columns)
+        layers = [iter(list(column.children())) for column in self.columns]
         for step, join in zip(self.steps[:-1], self.joins[:-1], strict=True):
-            joined = join([next(done[j])(at[j]) for j in step], followed)  # n c h w
-            at = [joined if j in step else old for j, old in enumerate(at)]
-        return self.joins[-1]([self.pool(next(layers)(old)) for layers, old in zip(done, at, strict=True)], followed)
+            joined = join([next(layers[j])(states[j]) for j in step], followed)  # n c h w
+            states = [joined if j in step else state for j, state in enumerate(states)]
+        ends = [self.pool(next(rest)(state)) for rest, state in zip(layers, states, strict=True)]  # n c h/2 w/2
+        return self.joins[-1](ends, followed)
 
     def column(self, index: int) -> nn.Sequential:
         return nn.Sequential(self.expand, *self.columns[index].children(), self.pool)
@@ -104,7 +108,7 @@ class FractalNet(nn.Module):
         self.drops = drop_path > 0 or global_ratio > 0
 
     def followed(self, x: Tensor) -> Tensor | None:
-        """While training with drop-path, the column that each sample follows through the net, -1: local; else None."""
+        """The column that every sample follows through the net, (n,), or -1 for local drop-path; None without it."""
         if not (self.training and self.drops):
             return None
         column = torch.randint(self.columns, (len(x),), device=x.device)
@@ -134,9 +138,9 @@ def build(
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes), blocks * 2^(columns - 1) layers deep.
 
-    width: channels of the first block, then 2, 4, 8, 8, ... times as many.
-    dropout: block b drops channels with b times this. The paper's regularised net: dropout 0.1, drop_path 0.15 and
-        global_ratio 0.5, the share of samples that follow one column.
+    width: channels of the first block, then 2, 4, 8, 8, ... times as many. columns: 1 is a plain net.
+    dropout: block b drops channels with b times this probability. global_ratio: the share of samples that follow one
+        column. The paper's regularised net has dropout 0.1, drop_path 0.15 and global_ratio 0.5.
     """
     channels = [in_channels, *[width * min(2**b, 8) for b in range(blocks)]]
     body = [

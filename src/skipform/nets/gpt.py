@@ -2,10 +2,10 @@
 understanding by generative pre-training" (2018, GPT).
 
 A stack of causal layers between an embedding and the same embedding transposed. GPT-2: norms inside the skip's branch
-and one at the end, 12 layers of 768, 124,439,808 parameters (called 117 M at first); GPT: norms after the sum,
-norm="post". Both are the nets of the `transformers` library with its weights. No deviation. Not piecewise linear.
+and one at the end, 12 layers of 768, 124,439,808 parameters (first published as 117 M); GPT: norms after the sum,
+norm="post". With their weights both equal the nets of the `transformers` library. No deviation. Not piecewise linear.
 
-A small one: 6 layers of 384, context 256, reaches 1.4697 nats a character on tiny Shakespeare (karpathy/nanoGPT).
+A small net of 6 layers of 384, context 256, reaches 1.4697 nats a character on tiny Shakespeare (karpathy/nanoGPT).
 """
 
 import math
@@ -13,7 +13,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skipform.nets.attention import Layer, LayerSkips, Learned, NormKind, divides
+from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple
 
 SURVEY = {
     "paper": "Radford et al. 2019",
@@ -30,7 +30,7 @@ VARIANTS = {
 
 
 class GPT(nn.Module):
-    """(n, t) tokens -> (n, t, vocab_size): scores of the token that follows each."""
+    """(n, t) tokens -> (n, t, vocab_size): scores of the token after every token."""
 
     def __init__(self, vocab_size: int, context: int, d: int, layers: list[Layer], norm: nn.Module, dropout: float):
         super().__init__()
@@ -51,16 +51,17 @@ def build(
     heads: int = 12,
     hidden: int | None = None,
     norm: NormKind = "pre",
-    skips: LayerSkips = ("attention", "feed_forward"),
+    skip: EncoderSkip = "add",
     dropout: float = 0.1,
 ) -> nn.Module:
     """(n, t) tokens below vocab_size -> (n, t, vocab_size), t at most `context`.
 
-    depth: layers. width: of the stream. hidden: of the feed-forward, by default 4 width.
-    norm: "pre" as GPT-2, with a last norm; "post" as GPT, without. skips: the sub-layers that have one.
-    dropout: after the embedding, on attention weights and on what every sub-layer adds.
+    depth: layers. width: d. hidden: width inside the feed-forward, by default 4 d.
+    norm: "pre" as in GPT-2, with a last norm; "post" as in GPT, without one.
+    skip: around every sub-layer ("add"), around none, or around those named.
+    dropout: after the embedding, on the attention weights and on the output of every sub-layer.
     """
-    divides("gpt", "width", width, heads, "heads")
+    check_multiple("gpt", "width", width, heads, "heads")
     layers = [
         Layer(
             width,
@@ -68,7 +69,7 @@ def build(
             hidden or 4 * width,
             nn.GELU(approximate="tanh"),
             norm=norm,
-            skips=skips,
+            skip=skip,
             dropout=dropout,
             causal=True,
         )
@@ -76,7 +77,7 @@ def build(
     ]
     net = GPT(vocab_size, context, width, layers, nn.LayerNorm(width) if norm == "pre" else nn.Identity(), dropout)
     for key, p in net.named_parameters():
-        if key.endswith(("f.out.weight", "f.3.weight")):  # what a skip adds up, 2 depth times
+        if key.endswith(("f.out.weight", "f.3.weight")):  # the branches of 2 depth skips, whose outputs add up
             nn.init.normal_(p, std=0.02 / math.sqrt(2 * max(depth, 1)))
         elif p.dim() > 1:
             nn.init.normal_(p, std=0.02)

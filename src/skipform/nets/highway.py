@@ -11,8 +11,8 @@ classifier is `dropout`. The 32-layer net's channels are not published; 32, 48, 
 
 body="block": Highway-110 of Srivastava, rupeshks.cc/blog/skip.html (2025): H and T both BN conv relu BN conv, H with a
 last ReLU, the bias of T's last BN starting at -6, no ReLU after the merge, projection where the shape changes.
-3,457,562 parameters; at width 0.875 2,649,918 and 6.04 % error, where the same recipe gives ResNet-110 6.25 % (one run
-each).
+3,457,562 parameters; at width_factor 0.875 2,649,918 and 6.04 % error, where the same recipe gives ResNet-110 6.25 %
+(one run each).
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ from typing import Literal
 from torch import nn
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import Gated, Staged, basic, classifier, conv_bn_relu, he, shortcut, stack, units
+from skipform.nets.blocks import Gated, Staged, basic, classifier, conv_bn_relu, init_he, shortcut, stack, units
 
 SURVEY = {
     "paper": "Srivastava et al., NIPS 2015",
@@ -34,7 +34,7 @@ VARIANTS = {
     "Highway-19": ({"depth": 19}, 19, 2_256_838),
     "Highway-32": ({"depth": 32}, 32, 1_255_270),
     "Highway-110": (_BLOCK, 110, 3_457_562),
-    "Highway-110 0.875": (_BLOCK | {"width": 0.875}, 110, 2_649_918),
+    "Highway-110 0.875": (_BLOCK | {"width_factor": 0.875}, 110, 2_649_918),
 }
 LAYERS = {
     19: ((32, 4), (80, 5), (128, 5)),
@@ -47,23 +47,24 @@ def build(
     in_channels: int = 3,
     num_classes: int = 10,
     depth: int = 19,
-    width: float = 1.0,
+    width_factor: float = 1.0,
     body: Literal["convolution", "block"] = "convolution",
     gate_bias: float = -2.0,
     dropout: float = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 
-    depth: 19 or 32; of blocks 6n+2. width: times the channels above (of blocks, 16, 32, 64; the stem keeps 16).
-    gate_bias: where the gate's bias starts.
+    depth: 19 or 32; of blocks 6n+2.
+    width_factor: times the channels above (of blocks 16, 32, 64, after a stem of 16 in any case).
+    gate_bias: the initial bias of the gates.
     """
     if body == "block":
-        return _blocks(in_channels, num_classes, units("highway", depth, 6, 2), width, gate_bias)
+        return _blocks(in_channels, num_classes, units("highway", depth, 6, 2), width_factor, gate_bias)
     if depth not in LAYERS:
         accepted = " or ".join(map(str, LAYERS))
         raise SkipformError(f"net 'highway': depth={depth} of convolutions is not accepted; it takes {accepted}")
     stages: list[nn.Module] = []
-    channels = [int(c * width) for c, _ in LAYERS[depth]]
+    channels = [int(c * width_factor) for c, _ in LAYERS[depth]]
     c_in = in_channels
     for c, (_, count) in zip(channels, LAYERS[depth], strict=True):
         pool = nn.MaxPool2d(2, ceil_mode=True) if stages else nn.Identity()
@@ -73,21 +74,21 @@ def build(
             stage.append(Gated(nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU()), nn.Identity(), gate))
         stages.append(stage)  # n c h/2 w/2
         c_in = c
-    last = int(100 * width)
+    last = int(100 * width_factor)
     pooled, flat, linear = classifier(last, num_classes)
     head = nn.Sequential(nn.Conv2d(c_in, last, 1), nn.ReLU(), pooled, flat, nn.Dropout(dropout), linear)
-    return _open(_xavier(Staged(nn.Identity(), stages, head, channels)), gate_bias)
+    return _init_gates(_xavier(Staged(nn.Identity(), stages, head, channels)), gate_bias)
 
 
-def _blocks(in_channels: int, num_classes: int, n: int, width: float, gate_bias: float) -> nn.Module:
+def _blocks(in_channels: int, num_classes: int, n: int, width_factor: float, gate_bias: float) -> nn.Module:
     def block(c_in: int, c: int, stride: int) -> nn.Module:
         gate = basic(c_in, c, stride).append(nn.Sigmoid())
         return Gated(basic(c_in, c, stride).append(nn.ReLU()), shortcut("B", c_in, c, stride), gate)
 
-    channels = [int(c * width) for c in (16, 32, 64)]
+    channels = [int(c * width_factor) for c in (16, 32, 64)]
     body = stack(16, channels, [n] * 3, block)
     net = Staged(conv_bn_relu(in_channels, 16), body, classifier(channels[-1], num_classes), channels)
-    return _open(he(net, "fan_in"), gate_bias)
+    return _init_gates(init_he(net, "fan_in"), gate_bias)
 
 
 def _xavier(net: nn.Module) -> nn.Module:
@@ -99,8 +100,8 @@ def _xavier(net: nn.Module) -> nn.Module:
     return net
 
 
-def _open(net: nn.Module, gate_bias: float) -> nn.Module:
-    """Start the bias of every gate's last affine layer at gate_bias."""
+def _init_gates(net: nn.Module, gate_bias: float) -> nn.Module:
+    """Set the bias of every gate's last affine layer to gate_bias, in place."""
     for module in net.modules():
         if isinstance(module, Gated):
             *_, affine, _sigmoid = module.gate.children()

@@ -1,8 +1,8 @@
-"""A small convolutional net whose pooling is exchanged and nothing else: Nagase & Ishiwata 2019, Theorem 1.
+"""A small convolutional net in which only the pooling is exchanged: Nagase & Ishiwata 2019, Theorem 1.
 
     max       the framework's maximum             relu             the same maximum built from ReLUs, weights frozen
     average   the framework's average             relu-trainable   that construction as a starting point of training
-    strided   a strided convolution in its place  none             no pooling
+    strided   a strided convolution instead       none             no pooling
 
 The paper trains no net (its Section 5 leaves that open), so there is no published count or error; sizes are ours.
 """
@@ -77,8 +77,8 @@ def build(
     pool: Literal["max", "average", "relu", "relu-trainable", "strided", "none"] = "max",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes): `depth` times convolution 3x3, ReLU, pooling of `size` x `size`
-    (which must fit), then the global average and one affine map. width: channels of the first convolution, doubled at
-    each."""
+    (at most the image), then the global average and one affine map. width: channels of the first convolution; every
+    following one doubles them."""
     pooling = {
         "max": lambda c: nn.MaxPool2d(size),
         "average": lambda c: nn.AvgPool2d(size),

@@ -14,14 +14,14 @@ The last three orders are full pre-activation without its first ReLU, with a BN 
 
 As in the authors' code, where the shape changes the shortcut is a 1x1 convolution without BN, fed (like the first unit
 of all) with the pre-activated input, and a bottleneck strides in its first convolution. WRN-28-10 (Zagoruyko &
-Komodakis, BMVC 2016; 36.5 M, 4.00 %) is depth=26 here: its authors count the two projections too.
+Komodakis, BMVC 2016; 36.5 M, 4.00 %) is depth=26, width_factor=10: its authors count the two projections too.
 """
 
 from typing import Literal
 
 from torch import nn
 
-from skipform.nets.blocks import Merge, MergeKind, Skip, Staged, chain, classifier, conv, he, stack, units
+from skipform.nets.blocks import Merge, MergeKind, Skip, Staged, chain, classifier, conv, init_he, stack, units
 
 SURVEY = {
     "paper": "He et al., ECCV 2016",
@@ -40,9 +40,9 @@ VARIANTS = {
     "bn-after 110": ({"depth": 110, "order": "bn-after"}, 110, 1_730_522),
     "relu-before 110": ({"depth": 110, "order": "relu-before"}, 110, 1_730_522),
     "relu-only 110": ({"depth": 110, "order": "relu-only"}, 110, 1_730_522),
-    "WRN-28-10": ({"depth": 26, "widen": 10}, 28, 36_479_194),
+    "WRN-28-10": ({"depth": 26, "width_factor": 10}, 28, 36_479_194),
 }
-ORDERS = {  # letters of `chain`: before a shortcut may leave, the branch of two convolutions, what follows the merge
+ORDERS = {  # letters of `chain`: before the shortcut's start, in the branch of two convolutions, after the merge
     "original": ("", "cbrcb", "r"),
     "bn-after": ("", "cbrc", "br"),
     "relu-before": ("", "cbrcbr", ""),
@@ -60,7 +60,7 @@ def build(
     num_classes: int = 10,
     depth: int = 110,
     width: int = 16,
-    widen: int = 1,
+    width_factor: int = 1,
     bottleneck: bool = False,
     order: Literal[
         "original",
@@ -72,17 +72,19 @@ def build(
         "last-bn",
         "no-first-relu-last-bn",
     ] = "full",
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes); unit: x -> after(merge(branch(before(x)), x)).
 
     depth: 6n+2, with bottlenecks 9n+2.
-    width: channels of the stem. widen: times as many in the first stage; doubled at each following one, and four times
-        as many out of bottlenecks.
+    width: channels of the stem. width_factor: the first stage has this times as many, the widening factor of wide
+        residual networks; every following stage doubles them, and bottlenecks put out four times as many.
+    order: of convolution, batch norm and ReLU, see above.
+    skip: the kind of merge, see `Merge`; "none": the plain twin, without any shortcut.
     """
     count = units("preact", depth, 9 if bottleneck else 6, 2)
     before, branch, after = ORDERS[order]
-    channels = [width * widen * 2**i * (4 if bottleneck else 1) for i in range(3)]
+    channels = [width * width_factor * 2**i * (4 if bottleneck else 1) for i in range(3)]
     first = iter([True])
 
     def unit(c_in: int, c: int, stride: int) -> nn.Module:
@@ -92,15 +94,15 @@ def build(
             convolutions = [conv(c_in, c, 3, stride), conv(c, c)]
         letters = branch.replace("c", "cbrc", 1) if bottleneck else branch
         end, changed = chain(after, c), stride > 1 or c_in != c
-        side = conv(c_in, c, 1, stride) if changed and merge != "none" else nn.Identity()
+        side = conv(c_in, c, 1, stride) if changed and skip != "none" else nn.Identity()
         if next(first, False) or changed:
             return nn.Sequential(
-                *chain(before, c_in), Skip(chain(letters, c_in, *convolutions), side, Merge(merge, c), end)
+                *chain(before, c_in), Skip(chain(letters, c_in, *convolutions), side, Merge(skip, c), end)
             )
-        return Skip(chain(before + letters, c_in, *convolutions), side, Merge(merge, c), end)
+        return Skip(chain(before + letters, c_in, *convolutions), side, Merge(skip, c), end)
 
     body = stack(width, channels, [count] * 3, unit)
     start = chain({"": "cbr", "r": "cb"}.get(before, "c"), in_channels, conv(in_channels, width))
     last = chain({"": "", "r": "r"}.get(before, "br"), channels[-1])
     head = nn.Sequential(*last, *classifier(channels[-1], num_classes))
-    return he(Staged(start, body, head, channels))
+    return init_he(Staged(start, body, head, channels))

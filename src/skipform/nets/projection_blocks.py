@@ -28,15 +28,18 @@ def build(
     in_channels: int = 3,
     num_classes: int = 10,
     filters: tuple[int, ...] = (64, 64, 128),
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
 ) -> nn.Module:
-    """(n, in_channels, h, w) -> (n, num_classes); one block for each entry of `filters`."""
+    """(n, in_channels, h, w) -> (n, num_classes).
+
+    filters: the channels of every block. skip: the kind of merge, see `Merge`; "none": the plain twin, no projections.
+    """
     blocks: list[nn.Module] = []
     c_in = in_channels
     for c in filters:
         branch = nn.Sequential(nn.Conv2d(c_in, c, 3, padding=1), _norm(c), nn.ReLU())
-        projection = nn.Sequential(nn.Conv2d(c_in, c, 1), _norm(c)) if merge != "none" else nn.Identity()
-        blocks.append(Skip(branch, projection, Merge(merge, c), nn.ReLU()))
+        projection = nn.Sequential(nn.Conv2d(c_in, c, 1), _norm(c)) if skip != "none" else nn.Identity()
+        blocks.append(Skip(branch, projection, Merge(skip, c), nn.ReLU()))
         c_in = c
     return Staged(nn.Identity(), blocks, classifier(c_in, num_classes), filters)
 

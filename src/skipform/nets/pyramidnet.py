@@ -9,8 +9,7 @@ strides and padded with zero channels. Published parameters and test error, CIFA
     110, alpha 270   28.3 M  3.73 / 18.25 %                     110, alpha 27     28.3 M  4.06 / 18.79 %
     164 bottleneck, alpha 270   27.0 M   3.48 / 17.01 %
 
-The paper rounds channel counts down, its code to the nearest; the counts that independent code agrees on are the
-code's.
+The paper rounds channel counts down, its code to the nearest integer; independent code has the counts of the latter.
 """
 
 from math import floor
@@ -26,7 +25,7 @@ from skipform.nets.blocks import (
     basic,
     classifier,
     conv_bn,
-    he,
+    init_he,
     shortcut,
     units,
 )
@@ -63,12 +62,14 @@ def build(
     growth: Literal["additive", "multiplicative"] = "additive",
     width: int = 16,
     bottleneck: bool = False,
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 
-    depth: 6n+2, with bottlenecks (which put out four times the channels) 9n+2; N = 3n units, unit k of them with
-        width + alpha k / N channels, eq. (2), or width alpha^(k / N), eq. (3), rounded to the nearest.
+    depth: 6n+2, with bottlenecks (which put out four times the channels) 9n+2; of the N = 3n units, unit k has
+        width + alpha k / N channels, eq. (2), or width alpha^(k / N), eq. (3), rounded to the nearest integer.
+    width: channels of the stem.
+    skip: the kind of merge, see `Merge`; "none": the plain twin.
     """
     n = units("pyramidnet", depth, 9 if bottleneck else 6, 2)
     body: list[nn.Module] = []
@@ -84,12 +85,12 @@ def build(
                 c_out, branch = 4 * c, deep_branch(c_in, c, 4 * c, stride, order="bcbrcbrcb")
             else:
                 c_out, branch = c, basic(c_in, c, stride, order="bcbrcb")
-            # the average takes what is there of its window, so that odd sizes meet the branch's
+            # at the border the average is over the part of its window inside, which gives the size of the branch
             halved = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
             side = nn.Sequential(halved, shortcut("A", c_in, c_out))
-            blocks.append(Skip(branch, side, Merge(merge, c_out)))
+            blocks.append(Skip(branch, side, Merge(skip, c_out)))
             c_in = c_out
         body.append(blocks)  # n c_in h/s w/s
         channels.append(c_in)
     head = nn.Sequential(nn.BatchNorm2d(c_in), nn.ReLU(), *classifier(c_in, num_classes))
-    return he(Staged(conv_bn(in_channels, width), body, head, channels))
+    return init_he(Staged(conv_bn(in_channels, width), body, head, channels))

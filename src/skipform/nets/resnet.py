@@ -10,7 +10,7 @@ ImageNet nets, Table 1 (stages=4, first="7x7", width=64): 18, 34 of two-convolut
 ten-crop top-1 error 27.88, 25.03 (A), 22.85, 21.75, 21.43 %. With option B they are torchvision's. Deviation, as there:
 a bottleneck strides in its 3x3 convolution. With first="3x3" the four-stage nets take small images ("CIFAR ResNet-18").
 
-merge="none" is the plain twin: under option A the same parameters, no skip. Stochastic depth: Huang et al. (ECCV 2016),
+skip="none" is the plain twin: under option A the same parameters, no skip. Stochastic depth: Huang et al. (ECCV 2016),
 110 layers 6.41 -> 5.25 %.
 """
 
@@ -29,7 +29,7 @@ from skipform.nets.blocks import (
     basic,
     bottleneck,
     classifier,
-    he,
+    init_he,
     shortcut,
     stack,
     stem,
@@ -52,8 +52,8 @@ VARIANTS = {
     "ResNet-56": ({"depth": 56}, 56, 853_018),
     "ResNet-110": ({"depth": 110}, 110, 1_727_962),
     "ResNet-1202": ({"depth": 1202}, 1202, 19_421_274),
-    "plain-20": ({"depth": 20, "merge": "none"}, 20, 269_722),
-    "plain-56": ({"depth": 56, "merge": "none"}, 56, 853_018),
+    "plain-20": ({"depth": 20, "skip": "none"}, 20, 269_722),
+    "plain-56": ({"depth": 56, "skip": "none"}, 56, 853_018),
     "ResNet-20 B": ({"depth": 20, "option": "B"}, 20, 272_474),
     "ResNet-56 B": ({"depth": 56, "option": "B"}, 56, 855_770),
     "ResNet-110 B": ({"depth": 110, "option": "B"}, 110, 1_730_714),
@@ -77,17 +77,19 @@ def build(
     stages: Literal[3, 4] = 3,
     first: Literal["3x3", "7x7"] = "3x3",
     option: ShortcutOption = "A",
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
     stochastic_depth: float = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes); block: x -> relu(merge(F(x), shortcut(x))).
 
     depth: 6n+2 in three stages (Section 4.2); 18, 34, 50, 101, 152 in four (Table 1).
     width: channels of the first stage, doubled at each following one (bottlenecks put out four times as many).
-    first: the stem.
+    first: the convolution of the stem.
     option: shortcuts A zero-padded identity, B projection where the shape changes, C projection everywhere.
-    stochastic_depth: 1 - p_L; block l of L is dropped with l/L of it, for the whole mini-batch, in training. Branches
-        are scaled by 1/p_l in training where the paper scales by p_l in testing: the same expectation.
+    skip: the kind of merge, see `Merge`; "none": the plain twin, without any shortcut.
+    stochastic_depth: 1 - p_L; in training, block l of L is dropped with probability (1 - p_L) l/L for the whole
+        mini-batch. Branches are scaled by 1/p_l in training where the paper scales by p_l in testing: the same
+        expectation.
     """
     if stages == 4 and depth not in IMAGENET:
         accepted = ", ".join(map(str, IMAGENET))
@@ -95,12 +97,12 @@ def build(
     counts = IMAGENET[depth] if stages == 4 else (units("resnet", depth, 6, 2),) * 3
     deep = stages == 4 and depth >= 50
     channels = [width * 2**i * (4 if deep else 1) for i in range(stages)]
-    drops = (stochastic_depth * (done + 1) / sum(counts) for done in range(sum(counts)))
+    drops = (stochastic_depth * (block + 1) / sum(counts) for block in range(sum(counts)))
 
     def block(c_in: int, c: int, stride: int) -> nn.Module:
         branch = bottleneck(c_in, c // 4, c, stride) if deep else basic(c_in, c, stride)
-        side = nn.Identity() if merge == "none" else shortcut(option, c_in, c, stride)
-        return Skip(branch.append(StochasticDepth(next(drops), "batch")), side, Merge(merge, c), nn.ReLU())
+        side = nn.Identity() if skip == "none" else shortcut(option, c_in, c, stride)
+        return Skip(branch.append(StochasticDepth(next(drops), "batch")), side, Merge(skip, c), nn.ReLU())
 
     body = stack(width, channels, counts, block)
-    return he(Staged(stem(first, in_channels, width), body, classifier(channels[-1], num_classes), channels))
+    return init_he(Staged(stem(first, in_channels, width), body, classifier(channels[-1], num_classes), channels))

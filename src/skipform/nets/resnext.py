@@ -24,7 +24,7 @@ from skipform.nets.blocks import (
     Staged,
     bottleneck,
     classifier,
-    he,
+    init_he,
     shortcut,
     stack,
     stem,
@@ -62,13 +62,16 @@ def build(
     stages: Literal[3, 4] = 3,
     first: Literal["3x3", "7x7"] = "3x3",
     option: ShortcutOption = "B",
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes); block: x -> relu(merge(sum of C paths, shortcut(x))).
 
-    depth: 9n+2 in three stages, 50 or 101 in four. width: channels of the stem; stages put out 4, 8, 16, ... times
-    that. cardinality, bottleneck_width: C and d of the first stage; d doubles at each following one. The C paths are
-        one grouped convolution, Figure 3(c).
+    depth: 9n+2 in three stages, 50 or 101 in four.
+    width: channels of the stem; the stages put out 4, 8, 16, ... times as many.
+    cardinality, bottleneck_width: C and d of the first stage; d doubles at every following one. The C paths are one
+        grouped convolution, Figure 3(c).
+    first: the convolution of the stem. option: shortcuts, as for resnet.
+    skip: the kind of merge, see `Merge`; "none": the plain twin, without any shortcut.
     """
     if stages == 4 and depth not in IMAGENET:
         accepted = ", ".join(map(str, IMAGENET))
@@ -78,8 +81,8 @@ def build(
 
     def block(c_in: int, c: int, stride: int) -> nn.Module:
         c_mid = cardinality * bottleneck_width * c // channels[0]
-        side = nn.Identity() if merge == "none" else shortcut(option, c_in, c, stride)
-        return Skip(bottleneck(c_in, c_mid, c, stride, cardinality), side, Merge(merge, c), nn.ReLU())
+        side = nn.Identity() if skip == "none" else shortcut(option, c_in, c, stride)
+        return Skip(bottleneck(c_in, c_mid, c, stride, cardinality), side, Merge(skip, c), nn.ReLU())
 
     body = stack(width, channels, counts, block)
-    return he(Staged(stem(first, in_channels, width), body, classifier(channels[-1], num_classes), channels))
+    return init_he(Staged(stem(first, in_channels, width), body, classifier(channels[-1], num_classes), channels))

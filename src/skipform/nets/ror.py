@@ -7,10 +7,10 @@ Test error on CIFAR-10 with crops and flips, SD with stochastic depth p_L = 0.5:
     RoR-3-164 + SD 4.86 %   Pre-RoR-3-164 + SD 4.51 %   RoR-3-WRN40-4 + SD 4.09 %
     RoR-3-WRN58-4 + SD 3.77 % (13.3 M in print; 58 layers of these stages make 13.6 M)
 
-RoR-3-110 has about 1.7 M parameters in print. unit="pre" is Pre-RoR; widen > 1 with it RoR-3-WRN. As in both public
-re-implementations, stages are joined by a 2x2 maximum, and 2 * 3n convolutions, 2 projections, 4 upper shortcuts, stem
-and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have batch norm, those of
-pre-activation nets have none: the paper's figures leave it open.
+RoR-3-110 has about 1.7 M parameters in print. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As in both
+public re-implementations, a 2x2 maximum lies between stages, and 2 * 3n convolutions, 2 projections, 4 upper shortcuts,
+stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have batch norm, those
+of pre-activation nets have none: the paper's figures leave it open.
 """
 
 from typing import Literal
@@ -18,7 +18,7 @@ from typing import Literal
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from skipform.nets.blocks import Merge, MergeKind, Skip, basic, chain, classifier, conv, conv_bn, he, units
+from skipform.nets.blocks import Merge, MergeKind, Skip, basic, chain, classifier, conv, conv_bn, init_he, units
 
 SURVEY = {
     "paper": "Zhang et al., TCSVT 2018",
@@ -34,8 +34,8 @@ VARIANTS = {
     "RoR-2-110": ({"depth": 110, "levels": 2}, 110, 1_634_650),
     "RoR-1-110": ({"depth": 110, "levels": 1}, 110, 1_633_498),
     "Pre-RoR-3-110": ({"depth": 110, "unit": "pre"}, 110, 1_637_146),
-    "RoR-3-WRN40-4": ({"depth": 40, "unit": "pre", "widen": 4}, 40, 8_995_290),
-    "RoR-3-WRN58-4": ({"depth": 58, "unit": "pre", "widen": 4}, 58, 13_645_530),
+    "RoR-3-WRN40-4": ({"depth": 40, "unit": "pre", "width_factor": 4}, 40, 8_995_290),
+    "RoR-3-WRN58-4": ({"depth": 58, "unit": "pre", "width_factor": 4}, 58, 13_645_530),
 }
 
 
@@ -45,47 +45,49 @@ def build(
     num_classes: int = 10,
     depth: int = 110,
     width: int = 16,
-    widen: int = 1,
+    width_factor: int = 1,
     levels: Literal[1, 2, 3] = 3,
     unit: Literal["post", "pre"] = "post",
-    merge: MergeKind = "add",
+    skip: MergeKind = "add",
     stochastic_depth: float = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 
-    depth: 6n+8, with widen > 1 6n+4. width: channels of the stem; stages have widen, 2 widen, 4 widen times as many.
+    depth: 6n+8, or 6n+4 where width_factor > 1. width: channels of the stem. width_factor: the first stage has this
+        times as many, the widening factor of wide residual networks; every following stage doubles them.
     unit: "post" x -> relu(BN conv relu BN conv(x) + x), the ReLU after the outermost sum that ends there; "pre"
-        x -> conv relu BN conv relu BN(x) + x. merge: of every level.
+        x -> conv relu BN conv relu BN(x) + x.
+    levels: of shortcuts. skip: the kind of merge of all levels, see `Merge`; "none": no shortcut of any level.
     stochastic_depth: 1 - p_L, as for resnet, on the final level.
     """
-    n = units("ror", depth, 6, 4 if widen > 1 else 8)
+    n = units("ror", depth, 6, 4 if width_factor > 1 else 8)
     post = unit == "post"
     order, after = ("cbrcb", "r") if post else ("brcbrc", "")
 
     def project(c_in: int, c: int, stride: int = 1) -> nn.Module:
-        if merge == "none":
+        if skip == "none":
             return nn.Identity()
         return conv_bn(c_in, c, 1, stride) if post else conv(c_in, c, 1, stride)
 
     stages = nn.Sequential()
     c_in = width
-    for stage, c in enumerate([width * widen, 2 * width * widen, 4 * width * widen]):
+    for stage, c in enumerate([width * width_factor * 2**i for i in range(3)]):
         rooted = levels > 1 and stage == 2
         entry, blocks = c_in, nn.Sequential()
         for i in range(n):
             drop = StochasticDepth(stochastic_depth * (stage * n + i + 1) / (3 * n), "batch")
             side = nn.Identity() if c_in == c else project(c_in, c)
             last = chain("" if i == n - 1 and (levels == 3 or rooted) else after, c)
-            blocks.append(Skip(basic(c_in, c, order=order).append(drop), side, Merge(merge, c), last))
+            blocks.append(Skip(basic(c_in, c, order=order).append(drop), side, Merge(skip, c), last))
             c_in = c
         if levels == 3:
             last = chain("" if rooted else after, c)
-            blocks = nn.Sequential(Skip(blocks, project(entry, c), Merge(merge, c), last))
+            blocks = nn.Sequential(Skip(blocks, project(entry, c), Merge(skip, c), last))
         if stage < 2:
             blocks.append(nn.MaxPool2d(2, ceil_mode=True))
         stages.append(blocks)  # n c h/2 w/2
     body: nn.Module = stages
     if levels > 1:
-        body = Skip(stages, project(width, c_in, 4), Merge(merge, c_in), chain(after, c_in))
+        body = Skip(stages, project(width, c_in, 4), Merge(skip, c_in), chain(after, c_in))
     first = chain("cbr" if post else "c", in_channels, conv(in_channels, width))
-    return he(nn.Sequential(first, body, chain("" if post else "br", c_in), classifier(c_in, num_classes)))
+    return init_he(nn.Sequential(first, body, chain("" if post else "br", c_in), classifier(c_in, num_classes)))

@@ -8,8 +8,8 @@ error of 110 layers on CIFAR-10 with crops and flips, median of five runs ("fail
                  0.5 x, F       fail          convolution  1x1 on all units  12.22 %
                  0 x, F         fail          dropout      of x, 0.5         fail
 
-g = sigmoid(1x1 convolution of x, with bias). Where the shape changes the zero-padded identity (option A) takes the
-place of x; the paper leaves that open. The paper's claim on gates was disputed by Srivastava (2025), see highway.
+g = sigmoid(1x1 convolution of x, with bias). Where the shape changes, x is the zero-padded identity (option A); the
+paper leaves that open. Srivastava (2025) disputes the paper's claim on gates, see highway.
 """
 
 from typing import Literal
@@ -17,7 +17,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from skipform.nets.blocks import Gated, Merge, Skip, Staged, basic, classifier, conv, he, shortcut, stack, stem, units
+from skipform.nets.blocks import (
+    Gated,
+    Merge,
+    Skip,
+    Staged,
+    basic,
+    classifier,
+    conv,
+    init_he,
+    shortcut,
+    stack,
+    stem,
+    units,
+)
 
 SURVEY = {
     "paper": "He et al., ECCV 2016, Table 1",
@@ -72,7 +85,7 @@ def build(
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 
-    depth: 6n+2. width: channels of the first stage, doubled at each following one.
+    depth: 6n+2. width: channels of the first stage, doubled at every following one. kind: of shortcut, see above.
     scale, branch_scale: of shortcut and branch, for "constant". gate_bias: the gates' initial bias, for "exclusive" and
         "gated". dropout: for "dropout".
     """
@@ -94,7 +107,7 @@ def build(
 
     channels = [width, 2 * width, 4 * width]
     body = stack(width, channels, [units("shortcuts", depth, 6, 2)] * 3, block)
-    net = he(Staged(stem("3x3", in_channels, width), body, classifier(channels[-1], num_classes), channels))
+    net = init_he(Staged(stem("3x3", in_channels, width), body, classifier(channels[-1], num_classes), channels))
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.constant_(module.bias, gate_bias)

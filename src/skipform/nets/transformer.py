@@ -7,20 +7,19 @@ its net, 44,140,544 parameters, with equal outputs. norm="pre" puts the norms in
 ones. No deviation. Not piecewise linear.
 """
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipform.nets.attention import (
     Attention,
+    DecoderSkip,
     Layer,
     NormKind,
     SelfAttention,
     Sinusoidal,
-    divides,
+    check_multiple,
     feed_forward,
-    keys,
+    padding_mask,
     sublayers,
 )
 
@@ -41,41 +40,41 @@ VARIANTS = {
 }
 
 
-class Decoding(nn.Module):
+class DecoderLayer(nn.Module):
     """Causal self-attention, attention to the memory, feed-forward: x (n, t, d), memory (n, s, d) -> (n, t, d)."""
 
-    def __init__(self, d: int, heads: int, hidden: int, norm: NormKind, skips: tuple[str, ...], dropout: float):
+    def __init__(self, d: int, heads: int, hidden: int, norm: NormKind, skip: DecoderSkip, dropout: float):
         super().__init__()
         parts = {
             "attention": SelfAttention(d, heads, dropout, causal=True),
             "cross": Attention(d, heads, dropout),
             "feed_forward": feed_forward(d, hidden, nn.ReLU(), dropout),
         }
-        self.attention, self.cross, self.feed_forward = sublayers(d, parts, norm, skips, dropout)
+        self.attention, self.cross, self.feed_forward = sublayers(d, parts, norm, skip, dropout)
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.feed_forward(self.cross(self.attention(x), memory, memory, mask))
 
 
 class Transformer(nn.Module):
-    """source (n, s, d), target (n, t, d) -> (n, t, d). mask: (n, s) boolean, True where the source is no padding; a
-    padded end of the target is seen by itself alone."""
+    """source (n, s, d), target (n, t, d) -> (n, t, d). mask: (n, s) boolean, True where the source is no padding. The
+    target needs none: it is padded at its end, to which nothing before it attends."""
 
-    def __init__(self, encoder: list[Layer], decoder: list[Decoding], norms: list[nn.Module]):
+    def __init__(self, encoder: list[Layer], decoder: list[DecoderLayer], norms: list[nn.Module]):
         super().__init__()
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.encoder_norm, self.decoder_norm = norms
 
     def encode(self, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        seen = keys(mask)
+        visible = padding_mask(mask)
         for layer in self.encoder:
-            source = layer(source, seen)
+            source = layer(source, visible)
         return self.encoder_norm(source)
 
     def decode(self, target: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        seen = keys(mask)
+        visible = padding_mask(mask)
         for layer in self.decoder:
-            target = layer(target, memory, seen)
+            target = layer(target, memory, visible)
         return self.decoder_norm(target)
 
     def forward(self, source: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -83,24 +82,26 @@ class Transformer(nn.Module):
 
 
 class Translator(nn.Module):
-    """source (n, s), target (n, t) tokens -> (n, t, vocab_size): scores of the token that follows each of the target's.
-    A sentence can be encoded once and decoded token by token. Embeddings times sqrt(d) plus waves.
+    """source (n, s), target (n, t) tokens -> (n, t, vocab_size): scores of the token after every token of the target.
+
+    `encode` once and `decode` repeatedly generate a sentence token by token. Tokens enter as their embedding times
+    sqrt(d) plus the sinusoids of their positions.
     """
 
     def __init__(self, core: Transformer, embeddings: list[nn.Embedding], pad: int, dropout: float):
         super().__init__()
         self.core, self.pad = core, pad
         self.embeddings = nn.ModuleList(embeddings)  # of the source, of the target; or one for both
-        self.place = nn.Sequential(Sinusoidal(), nn.Dropout(dropout))
+        self.position = nn.Sequential(Sinusoidal(), nn.Dropout(dropout))
         self.scale = embeddings[0].embedding_dim ** 0.5
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(memory (n, s, d), mask (n, s))."""
         mask = source != self.pad
-        return self.core.encode(self.place(self.embeddings[0](source) * self.scale), mask), mask
+        return self.core.encode(self.position(self.embeddings[0](source) * self.scale), mask), mask
 
     def decode(self, target: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        x = self.place(self.embeddings[-1](target) * self.scale)  # n t d
+        x = self.position(self.embeddings[-1](target) * self.scale)  # n t d
         x = self.core.decode(x, memory, mask)
         return F.linear(x, self.embeddings[-1].get_parameter("weight"))  # n t vocab_size
 
@@ -119,25 +120,26 @@ def build(
     hidden: int = 2048,
     norm: NormKind = "post",
     final_norm: bool | None = None,
-    skips: tuple[Literal["attention", "cross", "feed_forward"], ...] = ("attention", "cross", "feed_forward"),
+    skip: DecoderSkip = "add",
     dropout: float = 0.1,
 ) -> nn.Module:
     """source (n, s), target (n, t) tokens -> (n, t, vocab_size), for any s, t.
 
-    vocab_size: of the target, and of the source too unless source_vocab_size gives it an embedding of its own; None: no
-        embeddings, (n, s, width), (n, t, width) -> (n, t, width). pad: the source token that nobody looks at.
-    depth: layers of each stack. width: of the stream. hidden: of the feed-forward.
-    final_norm: a norm after each stack; None: where norm="pre", which needs it.
-    skips: the sub-layers that have one, in both stacks.
+    vocab_size: of the target, and of the source too unless source_vocab_size gives the source its own embedding. None
+        leaves out the embeddings: (n, s, width), (n, t, width) -> (n, t, width).
+    pad: the source token that is padding, to which nothing attends. depth: layers of the encoder, and of the decoder.
+    width: d. hidden: width inside the feed-forward.
+    final_norm: whether a norm follows encoder and decoder; None: only for norm="pre", which needs it.
+    skip: around every sub-layer of both ("add"), around none, or around those named.
     """
-    divides("transformer", "width", width, heads, "heads")
-    divides("transformer", "width", width, 2, "a sine and a cosine")
+    check_multiple("transformer", "width", width, heads, "heads")
+    check_multiple("transformer", "width", width, 2, "a sine and a cosine")
     final = norm == "pre" if final_norm is None else final_norm
     encoder = [
-        Layer(width, heads, hidden, nn.ReLU(), norm=norm, skips=skips, dropout=dropout, inner_dropout=dropout)
+        Layer(width, heads, hidden, nn.ReLU(), norm=norm, skip=skip, dropout=dropout, inner_dropout=dropout)
         for _ in range(depth)
     ]
-    decoder = [Decoding(width, heads, hidden, norm, skips, dropout) for _ in range(depth)]
+    decoder = [DecoderLayer(width, heads, hidden, norm, skip, dropout) for _ in range(depth)]
     core = Transformer(encoder, decoder, [nn.LayerNorm(width) if final else nn.Identity() for _ in range(2)])
     for p in core.parameters():
         if p.dim() > 1:

@@ -1,10 +1,10 @@
 """U-Net: Ronneberger, Fischer, Brox, "U-Net: convolutional networks for biomedical image segmentation" (MICCAI 2015).
 
 Figure 1: four times two 3x3 convolutions and a 2x2 maximum, with 64, 128, 256, 512 channels, two convolutions with
-1024, then four times a 2x2 transposed convolution that halves the channels, the map of the way down beside it, and two
-convolutions: 23 convolutions, none padded, biases, no batch norm; 31,030,658 parameters for 1 channel and 2 classes. A
-572x572 tile gives the scores of its inner 388x388. ISBI 2012: warping error 0.000353, Rand 0.0382, pixel 0.0611. No
-deviation. padding="same" keeps the size of any image. skip="add" adds the map instead; "none" leaves it out.
+1024, then four times a 2x2 transposed convolution that halves the channels, its concatenation with the map of the way
+down, and two convolutions: 23 convolutions without padding, with biases, no batch norm; 31,030,658 parameters for 1
+channel and 2 classes. A 572x572 tile gives the scores of its inner 388x388. ISBI 2012: warping error 0.000353, Rand
+0.0382, pixel 0.0611. No deviation. padding="same" keeps the size of any image.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.nets.blocks import MERGES, he
+from skipform.nets.blocks import MERGES, init_he
 
 SURVEY = {
     "paper": "Ronneberger et al., MICCAI 2015",
@@ -36,9 +36,11 @@ def centre(x: Tensor, h: int, w: int) -> Tensor:
     return x[..., top : top + h, left : left + w]
 
 
-class Meet(nn.Module):
-    """(coarse, skipped) -> merge of up(coarse) and skipped, each cut to its centre where the other is smaller: without
-    padding the skipped map is the larger, with padding up(coarse) may be by the pixel that a maximum rounded up."""
+class UpAndMerge(nn.Module):
+    """(coarse, skipped) -> merge of up(coarse) and skipped, the larger of the two cut to its centre.
+
+    Without padding the skipped map is larger; with padding up(coarse) may be, by the pixel that a maximum rounded up.
+    """
 
     def __init__(self, c_in: int, c: int, skip: str):
         super().__init__()
@@ -54,30 +56,35 @@ class Meet(nn.Module):
 class UNet(nn.Module):
     """(n, c, h, w) -> (n, classes, h - 2 margin, w - 2 margin): the scores of the inner pixels.
 
-    `margin` is 0 with padding, and then any size passes. Without, it is 92 at four levels, and sizes that do not fit
-    are a SkipformError: every maximum must halve an even size, and something must be left.
+    With padding `margin` is 0 and any size is accepted. Without, it is 92 at four levels, and a size at which a maximum
+    would halve an odd number, or nothing would be left, is a SkipformError.
     """
 
     def __init__(
-        self, down: Sequence[nn.Module], meets: Sequence[Meet], up: Sequence[nn.Module], head: nn.Module, padded: bool
+        self,
+        down: Sequence[nn.Module],
+        joins: Sequence[UpAndMerge],
+        up: Sequence[nn.Module],
+        head: nn.Module,
+        padded: bool,
     ):
         super().__init__()
-        self.down, self.meets, self.up, self.head = nn.ModuleList(down), nn.ModuleList(meets), nn.ModuleList(up), head
+        self.down, self.joins, self.up, self.head = nn.ModuleList(down), nn.ModuleList(joins), nn.ModuleList(up), head
         self.pool, self.padded = nn.MaxPool2d(2, ceil_mode=True), padded
-        self.step = 1 if padded else 2 ** len(meets)
-        # each level's two convolutions take 4 of its pixels, on the way down and up; the bottom's once
+        self.step = 1 if padded else 2 ** len(joins)
+        # the two convolutions of a level take 4 of its pixels, on the way down and again on the way up
         self.margin = 0 if padded else 4 * (self.step - 1) + 2 * self.step
-        # what is left is 4 more than a multiple of the step
+        # the output is the least positive size, or larger, that is 4 more than a multiple of the step
         self.least = 1 if padded else 2 * self.margin + 3 % self.step + 1
         self.register_forward_pre_hook(_fits)
 
     def check(self, *size: int) -> None:
         """A SkipformError that names the sizes that fit, unless these do."""
         if any(s < self.least or (s - self.least) % self.step for s in size):
-            found, fits = "x".join(map(str, size)), [self.least + i * self.step for i in range(3)]
+            images, fits = "x".join(map(str, size)), [self.least + i * self.step for i in range(3)]
             nearest = max(0, round((size[0] - self.least) / self.step)) * self.step + self.least
             accepted = f"{', '.join(map(str, fits))}, ... (steps of {self.step}; nearest {nearest})"
-            raise SkipformError(f"net 'unet': images of {found} are not accepted without padding; it takes {accepted}")
+            raise SkipformError(f"net 'unet': images of {images} are not accepted without padding; it takes {accepted}")
 
     def room(self, size: int) -> int:
         """The least side of an image that fits and of which at least `size` pixels are scored."""
@@ -90,8 +97,8 @@ class UNet(nn.Module):
             skipped.append(x)
             x = self.pool(x)  # n c h/2 w/2
         x = self.down[-1](x)
-        for meet, level in zip(self.meets, self.up, strict=True):
-            x = level(meet(x, skipped.pop()))  # n c/2 2h 2w
+        for join, level in zip(self.joins, self.up, strict=True):
+            x = level(join(x, skipped.pop()))  # n c/2 2h 2w
         return self.head(x)
 
 
@@ -113,9 +120,10 @@ def build(
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes, h - 2 margin, w - 2 margin), margin 0 with padding="same".
 
-    image_size: if given, checked at once instead of at the first image. width: channels of the first level, doubled at
-    each following one. levels: how often the size is halved. skip: how a map of the way down joins the way up.
-    batch_norm: after every 3x3 convolution. dropout: after the bottom's first convolution and second.
+    image_size: if given, checked at once instead of at the first image. levels: how often the size is halved.
+    width: channels of the first level, doubled at every following one.
+    skip: how a map of the way down joins the way up: "concat", "add", or "none", not at all.
+    batch_norm: after every 3x3 convolution. dropout: after both convolutions of the lowest level.
     """
 
     def level(c_in: int, c: int, p: float = 0.0) -> nn.Sequential:
@@ -129,9 +137,9 @@ def build(
     channels = [width * 2**i for i in range(levels + 1)]
     down = [level(a, c, dropout * (c == channels[-1])) for a, c in pairwise([in_channels, *channels])]
     ups = list(pairwise(reversed(channels)))
-    meets = [Meet(c_in, c, skip) for c_in, c in ups]
+    joins = [UpAndMerge(c_in, c, skip) for c_in, c in ups]
     up = [level(2 * c if skip == "concat" else c, c) for _, c in ups]
-    net = UNet(down, meets, up, nn.Conv2d(width, num_classes, 1), padding == "same")
+    net = UNet(down, joins, up, nn.Conv2d(width, num_classes, 1), padding == "same")
     if image_size is not None:
         net.check(image_size)
-    return he(net, "fan_in")
+    return init_he(net, "fan_in")

@@ -2,16 +2,16 @@
 
 The CIFAR net with batch norm: the 13 convolutions of VGG-16 (column D) and one linear layer instead of three,
 14,728,266 parameters; test error on CIFAR-10 with crops and flips 7.36 % (kuangliu/pytorch-cifar, one run), 7.29 %
-(hysts, who calls the same net VGG-15, median of 3). The ImageNet net of the paper has 138 M parameters, 124 M of them
-in the linear layers left out here: that is the deviation. Convolutions keep their bias in front of batch norm, as in
-    the counted nets.
+(hysts, who calls the same net VGG-15, median of 3). Deviation: the ImageNet net of the paper has 138 M parameters, 124
+M of them in linear layers that are left out here. Convolutions before a batch norm have a bias, as in the nets counted
+above.
 """
 
 from typing import Literal
 
 from torch import nn
 
-from skipform.nets.blocks import Staged, classifier, he
+from skipform.nets.blocks import Staged, classifier, init_he
 
 SURVEY = {
     "paper": "Simonyan & Zisserman, ICLR 2015",
@@ -35,10 +35,10 @@ def build(
     width: int = 64,
     batch_norm: bool = True,
 ) -> nn.Module:
-    """(n, in_channels, h, w) -> (n, num_classes): five stages of 3x3 convolutions, each closed by a 2x2 maximum.
+    """(n, in_channels, h, w) -> (n, num_classes): five stages of 3x3 convolutions that end in a 2x2 maximum.
 
-    width: channels of the first stage; then 2, 4, 8, 8 times as many. The maximum takes what is there of its window, so
-    that inputs below 32x32 pass; on even sizes it is the usual one.
+    width: channels of the first stage; then 2, 4, 8, 8 times as many. At the border the maximum is over the part of its
+    window that lies inside, so that images below 32x32 are accepted; on even sizes it is the usual one.
     """
     stages, channels, c_in = [], [width * m for m in (1, 2, 4, 8, 8)], in_channels
     for count, c in zip(CONVOLUTIONS[depth], channels, strict=True):
@@ -48,4 +48,4 @@ def build(
             layers += [nn.Conv2d(c_in, c, 3, padding=1), *norm, nn.ReLU()]
             c_in = c
         stages.append(nn.Sequential(*layers, nn.MaxPool2d(2, ceil_mode=True)))  # n c ceil(h/2) ceil(w/2)
-    return he(Staged(nn.Identity(), stages, classifier(c_in, num_classes), channels))
+    return init_he(Staged(nn.Identity(), stages, classifier(c_in, num_classes), channels))

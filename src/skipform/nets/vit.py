@@ -1,9 +1,10 @@
 """ViT: Dosovitskiy et al., "An image is worth 16x16 words: transformers for image recognition at scale" (ICLR 2021).
 
-Patches through one affine map, a class token in front, trained positions, pre-norm layers; the class is read off the
-class token. B/16 at 224x224 with 1000 classes: 86,567,656 parameters, torchvision's net with its weights; S and Ti are
-the narrower ones of timm. Pre-trained on ImageNet-21k, B/16 reaches 98.6 to 99.0 % on CIFAR-10 (its authors'
-repository). The defaults are Ti's width on 32x32 images in 4x4 patches. No deviation. Not piecewise linear.
+Patches through one affine map, a class token in front, trained positions, pre-norm layers; the classes' scores are an
+affine map of the class token. B/16 at 224x224 with 1000 classes: 86,567,656 parameters, with its weights equal to
+torchvision's net; S and Ti are the narrower ones of timm. Pre-trained on ImageNet-21k, B/16 reaches 98.6 to 99.0 % on
+CIFAR-10 (its authors' repository). The defaults are Ti's width on 32x32 images in 4x4 patches. No deviation. Not
+piecewise linear.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.nets.attention import Layer, LayerSkips, NormKind, divides
+from skipform.nets.attention import EncoderSkip, Layer, NormKind, check_multiple
 
 SURVEY = {
     "paper": "Dosovitskiy et al., ICLR 2021",
@@ -53,8 +54,8 @@ class ViT(nn.Module):
 
 def _of_size(module: ViT, args: tuple[Tensor, ...]) -> None:
     if args[0].shape[-2:] != (module.size, module.size):
-        found = "x".join(map(str, args[0].shape[-2:]))
-        raise SkipformError(f"net 'vit': images of {found} are not accepted; it takes {module.size}x{module.size}")
+        size = "x".join(map(str, args[0].shape[-2:]))
+        raise SkipformError(f"net 'vit': images of {size} are not accepted; it takes {module.size}x{module.size}")
 
 
 def build(
@@ -68,16 +69,17 @@ def build(
     heads: int = 3,
     hidden: int | None = None,
     norm: NormKind = "pre",
-    skips: LayerSkips = ("attention", "feed_forward"),
+    skip: EncoderSkip = "add",
     dropout: float = 0.0,
 ) -> nn.Module:
     """(n, in_channels, image_size, image_size) -> (n, num_classes) through (image_size / patch)^2 + 1 tokens.
 
-    depth: layers. width: of the stream. hidden: of the feed-forward, by default 4 width.
-    norm: "pre" with a last norm, as the paper; "post" without. skips: the sub-layers that have one.
+    patch: side of a patch in pixels. depth: layers. width: d. hidden: width inside the feed-forward, by default 4 d.
+    norm: "pre" with a last norm, as in the paper; "post" without one.
+    skip: around every sub-layer ("add"), around none, or around those named.
     """
-    divides("vit", "image_size", image_size, patch, "patch")
-    divides("vit", "width", width, heads, "heads")
+    check_multiple("vit", "image_size", image_size, patch, "patch")
+    check_multiple("vit", "width", width, heads, "heads")
     layers = [
         Layer(
             width,
@@ -85,7 +87,7 @@ def build(
             hidden or 4 * width,
             nn.GELU(),
             norm=norm,
-            skips=skips,
+            skip=skip,
             dropout=dropout,
             inner_dropout=dropout,
             eps=1e-6,

@@ -31,8 +31,9 @@ def main(
 
     Per variant, seed and moment (initial, final): activation regions and affine pieces on the plane through the first
     three test images x, y, z, that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of
-    the Jacobian at x, of the scores and of the features (what the classifier reads); the functional dimension over the
-    first `batch` test images. What is measured is kept in OUT.partial: a killed measurement goes on where it was.
+    the Jacobian at x, of the scores and of the last hidden layer (of a convolutional net its last maps, before the
+    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. What is
+    measured is kept in OUT.partial: a killed measurement goes on where it was.
 
     Args:
         folder: Where `skipform fit` left the runs, for example runs/claims/pooling.
@@ -86,13 +87,16 @@ def counted(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, An
         "parameters": sum(p.numel() for p in net.parameters()),
         "regions": regions.count,
         "pieces": regions.pieces,
-        **ranks(net, before_classifier(net), x),
+        **ranks(net, last_hidden(net), x, "hidden"),
         "input_dim": x.numel(),
     }
 
 
-def before_classifier(net: nn.Module) -> nn.Module:
-    """The layers before the classifier: before the global average where there is one, else before the last layer."""
+def last_hidden(net: nn.Module) -> nn.Module:
+    """The net up to its last hidden layer: before the global average where there is one, else before the last layer.
+
+    Unlike `nets.features` it shows what pooling leaves of the maps, which the average reduces to one number a channel.
+    """
     assert isinstance(net, nn.Sequential)
     layers = list(net)
     average = [k for k, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d)]
@@ -114,7 +118,7 @@ def exact_copy(net: nn.Module, block: dict[str, Any]) -> tuple[str, nn.Module]:
         other, copied = "concat", to_concatenation(found)
         maps = [w for b in copied.blocks for w in (_past(copied.stem, b.layers[0]), *b.layers[1:-1])]
         maps.append(_past(copied.stem, copied.readout))
-    copy = nets.from_block(block | {"skip": other, "state": None}).double().eval()
+    copy = nets.build(**(block | {"skip": other, "state": None})).double().eval()
     linear = [layer for layer in copy.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
         for layer, (weight, bias) in zip(linear, maps, strict=True):

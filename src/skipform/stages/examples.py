@@ -20,7 +20,7 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
 
     OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME: inputs, targets, predictions, a
     tensor with one entry an example, or texts, which stand in the file's metadata as JSON under "texts". Of nets that
-    attend also "attention.K", the weights (heads, t, s) that the first example's K-th attention paid; of nets with a
+    attend also "attention.K", the weights (heads, t, s) of the K-th attention on the first example; of nets with a
     feature pyramid "pyramid.p2" and so on, its maps of the first example.
 
     Args:
@@ -64,9 +64,9 @@ def shown(run: Run, count: int) -> dict[str, Any]:
     found: dict[str, Any] = task.examples(*batch)
     if hasattr(module, "text"):  # data of texts says what tokens (n, t) read
         found = {name: module.text(x) if isinstance(x, Tensor) and x.ndim == 2 else x for name, x in found.items()}
-    with attention.Weights() as paid:
+    with attention.AttentionRecorder() as recorder:
         task.step(*(part[:1] for part in batch))
-    found |= {f"attention.{k}": weights[0] for k, weights in enumerate(paid.maps)}
+    found |= {f"attention.{k}": weights[0] for k, weights in enumerate(recorder.weights)}
     for pyramid in (part for part in task.net.modules() if isinstance(part, fpn.FPN)):
         found |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(batch[0][:1]).items()}
     return found

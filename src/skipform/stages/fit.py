@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     with torch.device("meta"):  # every net can be built, before the first is trained
         for label, block in experiment.variants.items():
             try:
-                nets.from_block(block)
+                nets.build(**block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))

@@ -13,7 +13,8 @@ from skipform.files import write_json
 from skipform.measure import functional_dimension
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
-from skipform.measure.rank import finite, headless, ranks
+from skipform.measure.rank import finite, ranks
+from skipform.nets import features
 from skipform.runs import Run
 from skipform.training import launch
 
@@ -32,10 +33,10 @@ def main(
     """Measure every run of FOLDER (what `skipform fit` left) and write one JSON file; equal nets give equal bytes.
 
     Per variant, seed, moment (initial, final) and slice: activation regions and affine pieces on the segment from test
-    image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features that the
-    last linear layer reads. Per variant, seed and moment: the functional dimension over the first `batch` test images.
-    A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks.
-    What is measured is kept in OUT.partial: a killed measurement goes on where it was.
+    image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features, the
+    input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch` test
+    images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. What is
+    measured is kept in OUT.partial: a killed measurement goes on where it was.
 
     Args:
         folder: Where `skipform fit` left the runs, for example runs/survey/resnet.
@@ -93,7 +94,7 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
 
 def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
     """One row a slice; see `main`."""
-    features, rows = headless(net), []
+    inner, rows = features(net), []
     try:
         program = Program.of(net, images[0])  # rewritten once for all slices
     except UnsupportedOperation:
@@ -106,7 +107,7 @@ def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str
                 "slice": k,
                 "line_regions": regions.count if regions else None,
                 "line_pieces": regions.pieces if regions else None,
-                **ranks(net, features, start),
+                **ranks(net, inner, start),
             }
         )
     return rows

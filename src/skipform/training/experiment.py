@@ -2,7 +2,7 @@
 
 An experiment file holds, under its introduction in comments,
 
-    variants:   {label: {net: NAME, argument: value, ...}, ...}    one net each; an argument may be such a block itself
+    variants:   {label: {name: NAME, argument: value, ...}, ...}    one net each; an argument may be such a block itself
     data:       {name: SET, argument: value, ...}                  of the set's class, see `skipform.data`
     task:       {name: NAME, argument: value, ...}                 classify when not said, see `skipform.tasks`
     optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.trainer`
@@ -18,16 +18,14 @@ is handed to the nets and tasks that take it.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, formatannotation, signature
 from pathlib import Path
-from typing import Any, Literal, Union, get_type_hints
+from typing import Any, Literal, Union
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from skipform import data, nets, tasks
+from skipform.arguments import arguments, check_keys, complete, typed
 from skipform.errors import SkipformError
 from skipform.training.run import trainer
 
@@ -76,7 +74,7 @@ def read(path: Path, scale: str, said: Mapping[str, Any] | None = None) -> Exper
         if each == scale:
             layers.append((Path("command line"), dict(said or {})))
         for source, layer in layers:
-            _known(layer, [*_TOP, *NOT_SAID, "variants", *scales * (source == path)], str(source))
+            check_keys(layer, [*_TOP, *NOT_SAID, "variants", *scales * (source == path)], str(source))
         where = f"{path} ({each})"
         found[each] = _complete(where, path.stem, each, _merged(layer for _, layer in layers))
     return found[scale]
@@ -99,7 +97,9 @@ def _complete(where: str, name: str, scale: str, said: Block) -> Experiment:
     stated = data_class.states(**data_block)
     variants = said.get("variants")
     if not isinstance(variants, dict) or not variants:
-        raise SkipformError(f"{where}: variants: accepted is one or more `label: {{net: NAME, ...}}`, got {variants!r}")
+        raise SkipformError(
+            f"{where}: variants: accepted is one or more `label: {{name: NAME, ...}}`, got {variants!r}"
+        )
     for label in variants:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", str(label)):
             raise SkipformError(
@@ -113,8 +113,8 @@ def _complete(where: str, name: str, scale: str, said: Block) -> Experiment:
         task={"name": task, **_told(task_class, task_said, stated, f"{where}: task", NOT_SAID["task"])},
         optimizer=complete(tasks.Optimizer, said.get("optimizer", {}), f"{where}: optimizer"),
         trainer=complete(trainer, said.get("trainer", {}), f"{where}: trainer", skip=NOT_SAID["trainer"]),
-        threads=_typed(said.get("threads", 0), int, f"{where}: threads"),
-        wandb=_typed(said.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
+        threads=typed(said.get("threads", 0), int, f"{where}: threads"),
+        wandb=typed(said.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
     )
     epochs, threads = experiment.trainer["max_epochs"], experiment.threads
     for key, value, least in (("trainer.max_epochs", epochs, 1), ("threads", threads, 0)):
@@ -125,7 +125,7 @@ def _complete(where: str, name: str, scale: str, said: Block) -> Experiment:
 
 def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tuple[str, Block]:
     """What a {name: NAME, ...} block names, and the rest of it."""
-    _known(block, block, f"{where}: {section}")
+    check_keys(block, block, f"{where}: {section}")
     if "name" not in block:
         raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
     if block["name"] not in accepted:
@@ -134,14 +134,14 @@ def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tup
 
 
 def _net(block: Any, stated: Block, where: str) -> Block:
-    """{net: NAME, **arguments} with every argument."""
-    if not isinstance(block, dict) or not isinstance(block.get("net"), str):
-        raise SkipformError(f"{where}: accepted is {{net: NAME, argument: value, ...}}, got {block!r}")
-    name = block["net"]
+    """{name: NAME, **arguments} with every argument."""
+    if not nets.is_block(block):
+        raise SkipformError(f"{where}: accepted is {{name: NAME, argument: value, ...}}, got {block!r}")
+    name = block["name"]
     if name not in nets.names():
-        raise SkipformError(f"{where}.net: unknown net {name!r}; accepted: {', '.join(nets.names())}")
+        raise SkipformError(f"{where}.name: unknown net {name!r}; accepted: {', '.join(nets.names())}")
     build = import_module(f"skipform.nets.{name}").build
-    return {"net": name, **_told(build, {k: v for k, v in block.items() if k != "net"}, stated, where)}
+    return {"name": name, **_told(build, {k: v for k, v in block.items() if k != "name"}, stated, where)}
 
 
 def _told(function: Callable[..., Any], said: Block, stated: Block, where: str, skip: Iterable[str] = ()) -> Block:
@@ -150,8 +150,8 @@ def _told(function: Callable[..., Any], said: Block, stated: Block, where: str, 
     taken = {key: value for key, value in stated.items() if key in accepted}
     if clash := sorted(taken.keys() & said.keys()):
         raise SkipformError(f"{where}.{clash[0]}: the data set states it ({taken[clash[0]]}); leave it out")
-    _known(said, [key for key in accepted if key not in taken], where)
-    inner = {key: _net(value, stated, f"{where}.{key}") for key, value in said.items() if _is_net(value)}
+    check_keys(said, [key for key in accepted if key not in taken], where)
+    inner = {key: _net(value, stated, f"{where}.{key}") for key, value in said.items() if nets.is_block(value)}
     own = {key: value for key, value in said.items() if key not in inner}
     return {**taken, **inner, **complete(function, own, where, skip={*skip, *taken, *inner})}
 
@@ -173,56 +173,8 @@ def accepted() -> dict[str, dict[str, Any]]:
     return found
 
 
-def _is_net(value: Any) -> bool:
-    return isinstance(value, dict) and "net" in value
-
-
-def complete(function: Callable[..., Any], said: Any, where: str, skip: Iterable[str] = ()) -> Block:
-    """The keyword arguments of `function`: those said, of the annotated type, and the defaults; not those of `skip`."""
-    accepted = arguments(function, skip)
-    _known(said, accepted, where)
-    result = {}
-    for key, (default, hint) in accepted.items():
-        if key not in said and default is Parameter.empty:
-            raise SkipformError(f"{where}.{key}: missing; accepted: {_say(hint)}")
-        result[key] = _typed(said[key], hint, f"{where}.{key}") if key in said else default
-    return result
-
-
-def arguments(function: Callable[..., Any], skip: Iterable[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """What `function` takes: name -> (default or Parameter.empty, type)."""
-    parameters = signature(function).parameters.items()
-    hints = get_type_hints(function.__init__ if isinstance(function, type) else function)  # type: ignore[misc]
-    return {key: (parameter.default, hints[key]) for key, parameter in parameters if key not in set(skip)}
-
-
-def _known(said: Any, accepted: Iterable[str], where: str) -> None:
-    if not isinstance(said, Mapping):
-        raise SkipformError(f"{where}: accepted is `key: value` lines, got {said!r}")
-    accepted = list(accepted)
-    for key in said:
-        if key not in accepted:
-            close = get_close_matches(str(key), accepted, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise SkipformError(f"{where}: unknown key {str(key)!r}{hint}; accepted: {', '.join(accepted)}")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """The value as the annotation has it (a list for a tuple, 1e-4 for a float ...), by jsonargparse's reading."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        return parser.parse_object({"value": value}).value
-    except ArgumentError:
-        raise SkipformError(f"{where}: {value!r} is not accepted; accepted: {_say(hint)}") from None
-
-
-def _say(hint: Any) -> str:
-    return re.sub(r"typing\.|Literal\[(.*)\]", r"\1", formatannotation(hint))
-
-
 class Once(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not the last one's silent victory."""
+    """YAML in which 1e-4 is a number, as in YAML 1.2, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -230,6 +182,10 @@ class Once(yaml.SafeLoader):
             if keys.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} twice", key.start_mark)
         return super().construct_mapping(node, deep)
+
+
+_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+Once.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def _load(path: Path) -> Block:
@@ -242,21 +198,25 @@ def _load(path: Path) -> Block:
     return loaded
 
 
-def _merged(layers: Iterable[Block]) -> Block:
-    """Later layers over earlier ones, blocks key by key; a block that takes other arguments replaces."""
+def _merged(layers: Iterable[Block], path: tuple[str, ...] = ()) -> Block:
+    """Later layers over earlier ones, blocks key by key; a block that takes other arguments replaces.
+
+    path: the keys under which the layers stand in the file.
+    """
     result: Block = {}
     for layer in layers:
         for key, value in layer.items():
-            old = result.get(key)
-            if isinstance(old, dict) and isinstance(value, dict) and not _takes_others(key, old, value):
-                value = _merged([old, value])
+            old, here = result.get(key), (*path, str(key))
+            if isinstance(old, dict) and isinstance(value, dict) and not _takes_others(here, old, value):
+                value = _merged([old, value], here)
             result[key] = value
     return result
 
 
-def _takes_others(section: str, old: Block, new: Block) -> bool:
-    """Whether a block names another net, task or kind of data than the one it is said over."""
-    if section == "data":
+def _takes_others(path: tuple[str, ...], old: Block, new: Block) -> bool:
+    """Whether a block names another net, task or kind of data than the block it is laid over."""
+    if path == ("data",):
         known = data.sets()
         return known.get(old.get("name", "")) is not known.get((old | new).get("name", ""))
-    return any((old | new).get(key) != old.get(key) for key in ("net", *["name"] * (section == "task")))
+    named = path == ("task",) or (path[0] == "variants" and len(path) > 1)
+    return named and (old | new).get("name") != old.get("name")

@@ -99,7 +99,7 @@ def found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | N
 def initial(config: dict[str, Any]) -> nn.Module:
     """The net of a run before training, which its seed alone decides."""
     torch.manual_seed(mixed(config["seed"]))
-    return nets.from_block(config["net"])
+    return nets.build(**config["net"])
 
 
 def fit(lightning: Trainer, task: Task, module: LightningDataModule, last: Path | None) -> None:

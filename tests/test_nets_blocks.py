@@ -1,4 +1,4 @@
-"""The shared words, and what single nets promise beyond their arrangement."""
+"""The blocks that nets share, and what single nets promise beyond their arrangement."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_a_concatenating_net_starts_as_the_adding_one():
     torch.manual_seed(0)
     added = nets.build("resnet", depth=8, width=4).double().eval()
     torch.manual_seed(0)
-    concatenated = nets.build("resnet", depth=8, width=4, merge="concat").double().eval()
+    concatenated = nets.build("resnet", depth=8, width=4, skip="concat").double().eval()
     weights = concatenated.state_dict() | added.state_dict()
     concatenated.load_state_dict(weights)
     x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
@@ -50,7 +50,7 @@ def test_the_plain_twin_has_the_same_weights_and_no_skip():
     torch.manual_seed(0)
     residual = nets.build("resnet", depth=8, width=4)
     torch.manual_seed(0)
-    plain = nets.build("resnet", depth=8, width=4, merge="none")
+    plain = nets.build("resnet", depth=8, width=4, skip="none")
     assert all(torch.equal(a, b) for a, b in zip(residual.parameters(), plain.parameters(), strict=True))
     block = plain.stages[0][0]
     x = torch.randn(2, 4, 8, 8)
@@ -90,7 +90,7 @@ def test_the_highway_is_a_convex_mean_of_branch_and_shortcut():
 
 @pytest.mark.parametrize(("body", "bias", "depth"), [("convolution", -2.0, 19), ("block", -6.0, 8)])
 def test_a_highways_gates_start_at_the_bias_they_are_given(body, bias, depth):
-    net = nets.build("highway", depth=depth, width=0.25, body=body, gate_bias=bias)
+    net = nets.build("highway", depth=depth, width_factor=0.25, body=body, gate_bias=bias)
     gates = [module.gate for module in net.modules() if isinstance(module, Gated)]
     assert gates
     assert all(bool((gate[-2].bias == bias).all()) for gate in gates)
