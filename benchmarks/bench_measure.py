@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from skipform.measure import line, plane
-from skipform.measure.plane import _cut, _extent, _root
+from skipform.measure.cutting import count_cut, cut
+from skipform.measure.mesh import box_mesh
 from skipform.measure.program import Program
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork, perceptron
@@ -80,14 +81,15 @@ def bench_plane(width: int, depth: int, expected: int, rounds: int) -> None:
     net = mlp(2, *[width] * depth, 1)
     slice_ = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
     program = Program.of(net, slice_[0])
-    vertices = []
-    mesh = _root(program, slice_, BOX)
-    for k in range(depth):
+    mesh = box_mesh(slice_, BOX)
+    vertices = [len(mesh.rows)]
+    for _ in range(depth - 1):
+        mesh = cut(program, mesh, 4 << 30, masks=False)
         vertices.append(len(mesh.rows))
-        mesh, count = _cut(program, mesh, _extent(BOX), 4 << 30, build=k < depth - 1, masks=False)
+    count = count_cut(program, mesh)
     if count != expected:
         raise SystemExit(f"plane {width} x {depth}: {count} regions, {expected} expected")
-    points = torch.from_numpy(mesh.xy)
+    points = torch.from_numpy(mesh.vertices.xy)
     times = compete(
         {
             "plane": lambda: plane(net, *slice_),

@@ -24,8 +24,8 @@ from skipform.errors import SkipformError
 from skipform.measure.program import TOLERANCE, UNIT, Program, Step, rounding
 from skipform.theory.network import CanonicalNetwork
 
-_SLOPE = 4.0
-_KAPPA_LIMIT = 1e5  # a point of which nothing is known but that it lies between its neighbours stops no other cut
+SLOPE = 4.0
+KAPPA_LIMIT = 1e5  # a point of which nothing is known but that it lies between its neighbours stops no other cut
 _BLOCK = 1 << 22  # numbers in one block of states: 32 MiB, and as much again for what is made from it
 
 
@@ -140,10 +140,10 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
             torch.empty(total, *old.shape[1:], dtype=old.dtype).index_copy_(0, at_old, old).index_copy_(0, at_new, new)
         )
 
-    spread = torch.lerp(kappa[i], kappa[i + 1], s) + _SLOPE * size * length / rise[sharpest].abs()
+    spread = torch.lerp(kappa[i], kappa[i + 1], s) + SLOPE * size * length / rise[sharpest].abs()
     finer = merged(state, mean)
     finer[:, : step.units].relu_()
-    return merged(t, torch.lerp(t[i], t[i + 1], s)), merged(kappa, spread.clamp(max=_KAPPA_LIMIT)), finer, on
+    return merged(t, torch.lerp(t[i], t[i + 1], s)), merged(kappa, spread.clamp(max=KAPPA_LIMIT)), finer, on
 
 
 def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: Tensor) -> np.ndarray:
