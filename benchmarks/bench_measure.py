@@ -4,8 +4,8 @@
 
 plane: an MLP 2 -> [w] * d -> 1 with PyTorch's default float32 initialisation (seed 0), promoted to float64, on
 [-1, 1]^2. line: 784 -> [1024] * 4 -> 10 and 3072 -> [2048] * 6 -> 10 between two Gaussian points. In every round each
-contestant runs once, in turn; printed are medians over the rounds and ratios of medians. A count that differs from the
-published one ends the run with an error.
+contestant runs once, in turn; the output is medians over the rounds and ratios of medians. A count that differs from
+the published one ends the run with an error.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compete(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, interleaved, after one warm-up."""
+    """Median seconds of every contestant, interleaved, after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         for name, work in contestants.items():
@@ -107,10 +107,10 @@ def bench_line(sizes: tuple[int, int, int], spread: float, rounds: int) -> None:
     net = mlp(inputs, *[width] * depth, 10)
     a, b = spread * torch.randn(2, inputs, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     program = Program.of(net, a)
-    found = line(net, a, b)
-    points = torch.lerp(a, b, torch.from_numpy(found.breakpoints)[:, None])
+    regions = line(net, a, b)
+    points = torch.lerp(a, b, torch.from_numpy(regions.breakpoints)[:, None])
     times = compete({"line": lambda: line(net, a, b), "forward": forward(program, points)}, rounds)
-    report(f"line {inputs} -> {width} x {depth}", f"{found.count:7d} segments", times, "line")
+    report(f"line {inputs} -> {width} x {depth}", f"{regions.count:7d} segments", times, "line")
 
 
 def report(case: str, size: str, times: dict[str, float], own: str) -> None:

@@ -31,7 +31,7 @@ from skipform.measure.program import TOLERANCE, UNIT, Program, rounding
 from skipform.theory.network import CanonicalNetwork
 
 _SAMPLES = 33  # points on each of the two lines along which sign changes are counted before a plane is begun
-_SAMPLED_FROM = 1 << 13  # ReLUs from which on a net is sampled so
+_SAMPLED_FROM = 1 << 13  # nets with fewer ReLUs are not sampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,12 +124,12 @@ def plane(
 
     origin, u, v: inputs of the net without a batch dimension; u and v may be dependent. f is a canonical network or a
     torch module in eval mode, which is copied and promoted to float64. Counting streams blocks of cells through the
-    layers and stays within `memory` bytes; `progress`, if given, is called with the share of the box done.
+    layers and stays within `memory` bytes; `progress`, if given, is called with the share of the box that is done.
 
-    Every cut checks itself: the cells' areas sum to the box's, V - E + C is unchanged, patterns are unique.
+    Every cut is checked: the areas of the cells add up to that of the box, V - E + C is unchanged, patterns are unique.
 
-    Raises SkipformError for a slice or box that does not fit, for a net of which two lines across the box foretell
-    more than `limit` ReLU values (regions times ReLUs) to evaluate, when cells outgrow the memory, and when
+    Raises SkipformError for a slice or box that does not fit, for a net of which two lines across the box predict
+    more than `limit` ReLU values (regions times ReLUs) to evaluate, for cells that need more than the memory, and where
     double precision does not suffice; UnsupportedOperation for a net that is not piecewise linear.
     """
     points = [torch.as_tensor(point).detach().cpu().double() for point in (origin, u, v)]
@@ -149,11 +149,11 @@ def plane(
 
 
 def _check_limit(program: Program, slice_: Tensor, box: tuple[float, float, float, float], limit: float) -> None:
-    """Refuse a plane with too many regions, as told by two lines across it.
+    """Raise SkipformError if two lines across the box predict more than `limit` regions times ReLUs.
 
-    Cuts that lie as if drawn at random meet segments of length l, l' across the box in n, n' points on average, and
-    make about pi n n' / 4 regions (integral geometry: Crofton's formula, twice). n is taken as the number of sign
-    changes between neighbouring sample points, which is never too large.
+    If the cuts lay at random, and two segments across the box met n and n' of them on average, there would be about
+    pi n n' / 4 regions (integral geometry: Crofton's formula, twice). n is estimated by the number of sign changes
+    between neighbouring sample points, which is never too large.
     """
     relus = sum(step.units for step in program.steps)
     if relus < _SAMPLED_FROM:
@@ -212,14 +212,14 @@ def _count(
 def _affine_maps(program: Program, slice_: Tensor, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     """y = c + s g + t h on each cell, (C, 3, m), and a bound on the errors of each output, (m,).
 
-    The three coefficients go through the layers like values, each unit on or off as it is in the cell. A block of
-    cells needs at every layer only the cells it lies in, which are consecutive.
+    The three coefficients pass through the layers as values do, with every unit on or off as it is in the cell. A
+    block of cells needs, at every layer, only the cells that hold it, and these are consecutive.
     """
     count = len(mesh)
     ancestors = [np.arange(count)]
     for parent in reversed(mesh.parents):
         ancestors.append(parent[ancestors[-1]])
-    ancestors.reverse()  # ancestors[k]: the cell before step k that each cell lies in
+    ancestors.reverse()  # ancestors[k]: for every cell, the cell before step k that holds it
     maps = np.empty((count, 3, program.steps[-1].width))
     worst = torch.zeros(program.steps[-1].width, dtype=torch.float64)
     bits = np.arange(64, dtype=np.uint64)
@@ -232,7 +232,7 @@ def _affine_maps(program: Program, slice_: Tensor, mesh: Mesh) -> tuple[np.ndarr
             zero = step.apply(torch.zeros(1, state.shape[2], dtype=torch.float64))
             state = step.apply(state.reshape(-1, state.shape[2])).reshape(len(state), 3, -1)
             state[:, 1:] -= zero
-            error = error + zero[0].abs()  # what was added was subtracted again
+            error = error + zero[0].abs()  # the constant was added and subtracted again, which rounds
             if k == len(program.steps) - 1:
                 break
             chain = ancestors[k + 1][low:high]
