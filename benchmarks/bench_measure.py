@@ -4,8 +4,8 @@
 
 plane: an MLP 2 -> [w] * d -> 1 with PyTorch's default float32 initialisation (seed 0), promoted to float64, on
 [-1, 1]^2. line: 784 -> [1024] * 4 -> 10 and 3072 -> [2048] * 6 -> 10 between two Gaussian points. In every round each
-contestant runs once, in turn; printed are medians over the rounds and ratios of medians. A count that differs from the
-published one ends the run with an error.
+contestant runs once, in turn; the output is medians over the rounds and ratios of medians. A count that differs from
+the published one ends the run with an error.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from skipform.measure import line, plane
-from skipform.measure.plane import _cut, _extent, _root
+from skipform.measure.cutting import count_cut, cut
+from skipform.measure.mesh import box_mesh
 from skipform.measure.program import Program
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork, perceptron
@@ -41,7 +42,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compete(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, interleaved, after one warm-up."""
+    """Median seconds of every contestant, interleaved, after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for round_ in range(rounds + 1):
         for name, work in contestants.items():
@@ -80,14 +81,15 @@ def bench_plane(width: int, depth: int, expected: int, rounds: int) -> None:
     net = mlp(2, *[width] * depth, 1)
     slice_ = torch.tensor([[0.0, 0], [1, 0], [0, 1]], dtype=torch.float64)
     program = Program.of(net, slice_[0])
-    vertices = []
-    mesh = _root(program, slice_, BOX)
-    for k in range(depth):
+    mesh = box_mesh(slice_, BOX)
+    vertices = [len(mesh.rows)]
+    for _ in range(depth - 1):
+        mesh = cut(program, mesh, 4 << 30, masks=False)
         vertices.append(len(mesh.rows))
-        mesh, count = _cut(program, mesh, _extent(BOX), 4 << 30, build=k < depth - 1, masks=False)
+    count = count_cut(program, mesh)
     if count != expected:
         raise SystemExit(f"plane {width} x {depth}: {count} regions, {expected} expected")
-    points = torch.from_numpy(mesh.xy)
+    points = torch.from_numpy(mesh.vertices.xy)
     times = compete(
         {
             "plane": lambda: plane(net, *slice_),
@@ -105,10 +107,10 @@ def bench_line(sizes: tuple[int, int, int], spread: float, rounds: int) -> None:
     net = mlp(inputs, *[width] * depth, 10)
     a, b = spread * torch.randn(2, inputs, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     program = Program.of(net, a)
-    found = line(net, a, b)
-    points = torch.lerp(a, b, torch.from_numpy(found.breakpoints)[:, None])
+    regions = line(net, a, b)
+    points = torch.lerp(a, b, torch.from_numpy(regions.breakpoints)[:, None])
     times = compete({"line": lambda: line(net, a, b), "forward": forward(program, points)}, rounds)
-    report(f"line {inputs} -> {width} x {depth}", f"{found.count:7d} segments", times, "line")
+    report(f"line {inputs} -> {width} x {depth}", f"{regions.count:7d} segments", times, "line")
 
 
 def report(case: str, size: str, times: dict[str, float], own: str) -> None:

@@ -50,10 +50,10 @@ def test_import_of_measure_does_not_load_numba() -> None:
 def test_jacobian_rank_of_a_linear_map_is_its_rank(rank: int, seed: int) -> None:
     matrix = gaussian(seed, 5, rank) @ gaussian(seed + 1, rank, 4) if rank else torch.zeros(5, 4, dtype=torch.float64)
     net = perceptron([Affine.of(matrix.numpy())])
-    found = jacobian_rank(net, torch.zeros(4))
-    assert found.rank == rank
+    result = jacobian_rank(net, torch.zeros(4))
+    assert result.rank == rank
     # What lies below the rank is rounding: a factor of at least 10^3 between them, for matrices of condition < 10^10.
-    assert found.gap > 1e3
+    assert result.gap > 1e3
 
 
 def test_average_pooling_has_the_rank_of_its_windows_and_max_pooling_too() -> None:
@@ -87,9 +87,9 @@ def test_functional_dimension_of_a_perceptron_is_its_parameters_minus_its_scalin
     # within the batch (Grigsby, Lindsey, Meyerhoff, Wu 2022).
     net = seeded(0, inputs, width, 1)
     parameters = sum(p.numel() for p in net.parameters())
-    found = functional_dimension(net, 3 * gaussian(1, 400, inputs))
-    assert found.rank == parameters - width
-    assert found.gap > 1e6
+    result = functional_dimension(net, 3 * gaussian(1, 400, inputs))
+    assert result.rank == parameters - width
+    assert result.gap > 1e6
 
 
 def test_functional_dimension_counts_only_what_is_free() -> None:
@@ -120,16 +120,16 @@ def test_trajectory_of_an_isometry_keeps_its_length_and_of_a_zigzag_is_stretched
 
 def test_a_net_memorises_what_it_has_room_for() -> None:
     # One affine map of d inputs into two classes can label any d + 1 points in general position (Cover 1965).
-    found = capacity(
+    result = capacity(
         lambda: nn.Linear(6, 2), (6,), classes=2, generator=torch.Generator().manual_seed(0), largest=64, steps=400
     )
-    assert 7 <= found.memorised < 32
-    assert found.missed is not None
-    assert found.missed > found.memorised
+    assert 7 <= result.memorised < 32
+    assert result.missed is not None
+    assert result.missed > result.memorised
     again = capacity(
         lambda: nn.Linear(6, 2), (6,), classes=2, generator=torch.Generator().manual_seed(0), largest=64, steps=400
     )
-    assert again == found
+    assert again == result
 
 
 def test_a_student_fits_a_teacher_that_it_contains() -> None:
@@ -164,16 +164,16 @@ def test_folding_reaches_the_lower_bound(widths: tuple[int, ...]) -> None:
 
 @given(widths=st.lists(st.integers(1, 6), max_size=4), inputs=st.integers(1, 4))
 def test_the_bounds_are_in_order(widths: list[int], inputs: int) -> None:
-    found = bounds(widths, inputs)
-    assert found.serra == serra_upper(widths, inputs) <= raghu_upper(widths, inputs) <= 2 ** sum(widths)
-    assert found.lower is None or found.lower <= found.upper
-    assert bounds(widths, inputs, skips=True).upper == found.raghu
+    result = bounds(widths, inputs)
+    assert result.serra == serra_upper(widths, inputs) <= raghu_upper(widths, inputs) <= 2 ** sum(widths)
+    assert result.lower is None or result.lower <= result.upper
+    assert bounds(widths, inputs, skips=True).upper == result.raghu
 
 
 def test_one_layer_attains_all_bounds() -> None:
     for width in range(1, 6):
-        found = bounds([width], 2) if width >= 2 else bounds([width], 1)
-        assert found.upper == found.lower == arrangement(width, 2 if width >= 2 else 1)
+        result = bounds([width], 2) if width >= 2 else bounds([width], 1)
+        assert result.upper == result.lower == arrangement(width, 2 if width >= 2 else 1)
 
 
 def test_what_has_no_rank_is_refused_in_one_line() -> None:

@@ -55,20 +55,20 @@ def random_point(rng: Random, size: int) -> list[Fraction]:
 
 def agree_on_a_line(net: CanonicalNetwork, a: list[Fraction], b: list[Fraction]) -> None:
     expected = reference.line_regions(net, a, b)
-    found = line(net, floats(a), floats(b))
-    assert (found.count, found.pieces) == (len(expected), reference.pieces(expected))
-    np.testing.assert_allclose(found.breakpoints, [float(r.corners[0][0]) for r in expected[1:]], rtol=0, atol=CLOSE)
+    regions = line(net, floats(a), floats(b))
+    assert (regions.count, regions.pieces) == (len(expected), reference.pieces(expected))
+    np.testing.assert_allclose(regions.breakpoints, [float(r.corners[0][0]) for r in expected[1:]], rtol=0, atol=CLOSE)
 
 
 def agree_on_a_plane(
     net: CanonicalNetwork, origin: list[Fraction], u: list[Fraction], v: list[Fraction]
 ) -> tuple[int, int, int]:
     expected = reference.plane_regions(net, origin, u, v)
-    found = plane(net, floats(origin), floats(u), floats(v))
-    numbers = (found.count, found.pieces, found.maps)
+    regions = plane(net, floats(origin), floats(u), floats(v))
+    numbers = (regions.count, regions.pieces, regions.maps)
     assert numbers == (len(expected), reference.pieces(expected), reference.maps(expected))
     areas = sorted(float(reference.area(region.corners)) for region in expected)
-    np.testing.assert_allclose(np.sort(found.areas()), areas, rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(np.sort(regions.areas()), areas, rtol=0, atol=CLOSE)
     return numbers
 
 
@@ -186,7 +186,7 @@ def mlp(width: int, depth: int) -> CanonicalNetwork:
         torch.manual_seed(0)
         sizes = [2, *[width] * depth, 1]
         layers = [nn.Linear(m, n).double() for m, n in pairwise(sizes)]
-    return perceptron([Affine.of(each.weight.detach().numpy(), each.bias.detach().numpy()) for each in layers])
+    return perceptron([Affine.of(part.weight.detach().numpy(), part.bias.detach().numpy()) for part in layers])
 
 
 @pytest.mark.parametrize(("width", "depth", "count"), [(64, 3, 6668), (64, 4, 7920), (128, 4, 29584), (256, 4, 125057)])
@@ -231,16 +231,16 @@ def test_break_points_of_a_module_are_where_its_samples_bend() -> None:
         torch.manual_seed(1)
         net = nn.Sequential(nn.Linear(3, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 2)).double().eval()
     a, b = torch.tensor([-3.0, 2.0, 1.0]).double(), torch.tensor([2.0, -3.0, 4.0]).double()
-    found = line(net, a, b)
+    regions = line(net, a, b)
     t = torch.linspace(0, 1, 20001, dtype=torch.float64)
     with torch.no_grad():
         y = net(torch.lerp(a, b, t[:, None]))
     second = (y[2:] - 2 * y[1:-1] + y[:-2]).abs().amax(1).numpy()
     # A second difference of affine values of size 1 is rounding, at most 8 u; a bend at least 1e-9 is seen.
     seen = np.flatnonzero(second > 1e-13)
-    nearest = np.abs(t[1:-1].numpy()[seen, None] - found.bends).min(1)
+    nearest = np.abs(t[1:-1].numpy()[seen, None] - regions.bends).min(1)
     assert nearest.max() <= 1 / 20000 + 1e-12  # one step of the sampling, and rounding
-    assert np.ptp(found.bends) > 0.1
+    assert np.ptp(regions.bends) > 0.1
 
 
 def test_what_does_not_fit_is_refused_in_one_line() -> None:

@@ -27,9 +27,9 @@ def cross(tmp_path, monkeypatch):
 
 def test_the_table_and_the_counts_are_those_of_the_plane(cross, capsys):
     assert cli.main(["regions", "crossing:net", "--input", "2", "-o", "plane.svg"]) == 0
-    said = capsys.readouterr().out
-    assert "activation regions   4 " in said
-    assert "affine pieces        4" in said
+    output = capsys.readouterr().out
+    assert "activation regions   4 " in output
+    assert "affine pieces        4" in output
     rows = list(csv.DictReader((cross / "plane.csv").open()))
     assert len(rows) == 4
     assert sum(float(row["area"]) for row in rows) == pytest.approx(4.0, abs=1e-12)  # the box, to rounding

@@ -1,7 +1,7 @@
 """What a net can be fitted to: random labels (Zhang, Bengio, Hardt, Recht, Vinyals 2017), and another net.
 
-Both train full batches with Adam in float64. A capacity found so is that of the net and this way of training it, a
-lower bound on what the net can represent.
+Both train full batches with Adam in float64. The result is that of the net under this way of training it, a lower bound
+on what the net can represent.
 
 n points, d inputs, c classes.
 """
@@ -37,8 +37,8 @@ def capacity(
 ) -> Capacity:
     """The largest n such that a fresh net gets all of n Gaussian points with uniform labels right within `steps`.
 
-    n doubles until it fails and is then halved in to within an eighth. build makes a net with `classes` outputs and
-    new weights; the points of a smaller set are the first of a larger one's.
+    n doubles until fitting fails, and bisection then narrows it down to within an eighth. build makes a net with
+    `classes` outputs and new weights; the points of a smaller set are the first of a larger one's.
 
     Raises SkipformError if the net does not have `classes` outputs.
     """
@@ -53,7 +53,7 @@ def capacity(
         if outputs != (1, classes):
             raise SkipformError(f"capacity: the net gives {tuple(outputs)} for one input; (1, {classes}) is accepted")
         right = 0.0
-        for _ in _descend(net, lambda: F.cross_entropy(net(x[:n]), labels[:n]), steps, learning_rate):
+        for _ in _minimise(net, lambda: F.cross_entropy(net(x[:n]), labels[:n]), steps, learning_rate):
             with torch.no_grad():
                 right = float((net.eval()(x[:n]).argmax(1) == labels[:n]).double().mean())
             if right == 1.0:
@@ -101,7 +101,7 @@ def fitting_error(
     variance = float((y[1] - y[1].mean(0)).square().mean())
     if variance == 0:
         raise SkipformError("fitting_error: the teacher is constant; one that depends on its input is accepted")
-    for _ in _descend(net, lambda: F.mse_loss(net(x[0]), y[0]), steps, learning_rate):
+    for _ in _minimise(net, lambda: F.mse_loss(net(x[0]), y[0]), steps, learning_rate):
         pass
     with torch.no_grad():
         return float(F.mse_loss(net.eval()(x[1]), y[1])) / variance
@@ -115,7 +115,7 @@ def _fresh(build: Callable[[], nn.Module], generator: torch.Generator) -> nn.Mod
         return build().double()
 
 
-def _descend(net: nn.Module, loss: Callable[[], Tensor], steps: int, learning_rate: float) -> Iterator[int]:
+def _minimise(net: nn.Module, loss: Callable[[], Tensor], steps: int, learning_rate: float) -> Iterator[int]:
     """Take Adam steps down the loss under a cosine schedule, yielding after every tenth."""
     optimiser = torch.optim.Adam(net.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

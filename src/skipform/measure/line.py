@@ -1,7 +1,7 @@
 """Exact linear regions on a segment, for any piecewise-linear net and inputs of any size.
 
-The values of all live coordinates are carried at all break points found so far, one batched product a layer (Sotoudeh
-& Thakur 2019, ExactLine). A ReLU cuts an interval where it has strict opposite signs at the two ends; between
+The values of all coordinates still in use are carried at all break points so far, with one batched product a layer
+(Sotoudeh & Thakur 2019, ExactLine). A ReLU cuts an interval where it has strict opposite signs at the two ends; between
 two break points everything computed so far is affine, so the state at a new one is the mean of its neighbours' states.
 
 Tolerances. Signs are three-way, zero meaning within the rounding error of program.py times the point's `kappa`. A new
@@ -24,9 +24,9 @@ from skipform.errors import SkipformError
 from skipform.measure.program import TOLERANCE, UNIT, Program, Step, rounding
 from skipform.theory.network import CanonicalNetwork
 
-_SLOPE = 4.0
-_KAPPA_LIMIT = 1e5  # a point of which nothing is known but that it lies between its neighbours stops no other cut
-_BLOCK = 1 << 22  # numbers in one block of states: 32 MiB, and as much again for what is made from it
+SLOPE = 4.0
+KAPPA_LIMIT = 1e5  # bounds kappa where only the neighbours locate a point, so that it does not hide other cuts
+_BLOCK = 1 << 22  # numbers in one block of states: 32 MiB, and as much again for what is computed from it
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +46,8 @@ def line(
     """The exact regions of f on the segment from a to b, two inputs of the net without a batch dimension.
 
     f is a canonical network or a torch module in eval mode, which is copied and promoted to float64. `progress`, if
-    given, is called with the share of the segment done. Memory is a few blocks of 32 MiB, whatever the number of
-    regions, plus y at every break point.
+    given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB, whatever the number
+    of regions, plus y at every break point.
 
     Raises SkipformError for end points that do not fit, and UnsupportedOperation for a net that is not
     piecewise linear.
@@ -74,7 +74,7 @@ def _march(
 ) -> tuple[np.ndarray, Tensor, Tensor]:
     """Break points with both ends (n,), y (n, m) there, and the largest e of each output (m,)."""
     both, exact = torch.ones(2, dtype=torch.float64), torch.zeros(ends.shape[1], dtype=torch.float64)
-    # To do: step, then t (n,), kappa (n,) and the state (n, D) before it, with its e (D,).
+    # What is left to do: a step, then t (n,), kappa (n,) and the state (n, D) before it, with its e (D,).
     blocks = [(0, torch.tensor([0.0, 1.0], dtype=torch.float64), both, ends, exact)]
     done: list[tuple[Tensor, Tensor]] = []
     worst = torch.zeros(program.steps[-1].width, dtype=torch.float64)
@@ -82,7 +82,7 @@ def _march(
         k, t, kappa, state, error = blocks.pop()
         rows = max(2, _BLOCK // max(state.shape[1], program.steps[k].width))
         if len(t) > rows:
-            # Neighbouring blocks share their end point; the leftmost one is taken up first.
+            # Neighbouring blocks share their end point; the leftmost one is processed first.
             starts = range(0, len(t) - 1, rows - 1)
             cuts = [slice(i, i + rows) for i in reversed(starts)]
             blocks += [(k, t[cut], kappa[cut], state[cut], error) for cut in cuts]
@@ -92,7 +92,7 @@ def _march(
         state = step.apply(state)
         if k < len(program.steps) - 1:
             t, kappa, state, on = _cut(step, t, kappa, state, error)
-            # What is off on the whole block is exactly zero after the ReLU.
+            # A unit that is off on the whole block is exactly zero after the ReLU.
             error[: step.units] *= on
             blocks.append((k + 1, t, kappa, state, error))
             continue
@@ -106,8 +106,10 @@ def _march(
 
 
 def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Insert the zeros of the step's units and rectify: t, kappa, state of the finer division, and which units are not
-    off at all points."""
+    """Insert the zeros of the step's units and rectify.
+
+    Returns t, kappa and the state at the old and new points, and which units are on or zero at some point.
+    """
     h = state[:, : step.units]
     tau = TOLERANCE * UNIT * error[: step.units]
     sign = (h > tau * kappa[:, None]).to(torch.int8) - (h < -tau * kappa[:, None]).to(torch.int8)
@@ -124,13 +126,13 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     fresh = torch.ones(len(where), dtype=torch.bool)
     fresh[1:] = (where[1:] != where[:-1]) | (share[1:] - share[:-1] > blur[1:] + blur[:-1])
     point = fresh.cumsum(0) - 1  # which new point each cut belongs to
-    # Of coincident cuts the sharpest one places the point: the first of its point when sorted by blur.
-    sharpest = torch.from_numpy(np.lexsort((blur.numpy(), point.numpy())))[fresh.nonzero()[:, 0]]
-    i, s, size = where[sharpest], share[sharpest], h.abs().amax(0)[unit[sharpest]]
+    # Coincident cuts are one point, placed by the least uncertain of them: the first when sorted by blur.
+    chosen = torch.from_numpy(np.lexsort((blur.numpy(), point.numpy())))[fresh.nonzero()[:, 0]]
+    i, s, size = where[chosen], share[chosen], h.abs().amax(0)[unit[chosen]]
     length = t[i + 1] - t[i]
 
     mean = torch.lerp(state[i], state[i + 1], s[:, None])
-    mean[point, unit] = 0.0  # what cuts here is zero here
+    mean[point, unit] = 0.0  # the units that cut here are zero here
     total = len(t) + len(i)
     at_new = i + 1 + torch.arange(len(i))
     at_old = torch.ones(total, dtype=torch.bool).index_fill_(0, at_new, False).nonzero()[:, 0]
@@ -140,18 +142,18 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
             torch.empty(total, *old.shape[1:], dtype=old.dtype).index_copy_(0, at_old, old).index_copy_(0, at_new, new)
         )
 
-    spread = torch.lerp(kappa[i], kappa[i + 1], s) + _SLOPE * size * length / rise[sharpest].abs()
+    spread = torch.lerp(kappa[i], kappa[i + 1], s) + SLOPE * size * length / rise[chosen].abs()
     finer = merged(state, mean)
     finer[:, : step.units].relu_()
-    return merged(t, torch.lerp(t[i], t[i + 1], s)), merged(kappa, spread.clamp(max=_KAPPA_LIMIT)), finer, on
+    return merged(t, torch.lerp(t[i], t[i + 1], s)), merged(kappa, spread.clamp(max=KAPPA_LIMIT)), finer, on
 
 
 def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: Tensor) -> np.ndarray:
     """At which inner break points the affine map changes, (n - 2,).
 
-    Three values off a line by more than their errors prove a change. (A break point may be off, but what is known there
-    is the state at the point where it is.) Where they are on a line the intervals may just be short, so there the
-    slopes on both sides are compared, each computed inside its interval.
+    Three values that differ from a straight line by more than their errors prove a change. (A break point may be
+    misplaced, but the values are those at the point where it was placed.) Where they lie on a line the intervals may
+    just be short, so there the slopes on both sides are compared, which are computed inside the intervals.
     """
     if len(t) == 2:
         return np.zeros(0, dtype=bool)
@@ -159,8 +161,8 @@ def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: 
     share = (at[1:-1] - at[:-2]) / (at[2:] - at[:-2])
     off = (y[1:-1] - torch.lerp(y[:-2], y[2:], share)).abs()
     bends = (off > 3 * tolerance).any(1).numpy()
-    open_ = np.flatnonzero(~bends)
-    middles = np.unique(np.concatenate([open_, open_ + 1]))  # interval i lies between break points i and i + 1
+    straight = np.flatnonzero(~bends)
+    middles = np.unique(np.concatenate([straight, straight + 1]))  # interval i lies between break points i and i + 1
     direction = (ends[1] - ends[0])[None]
     slope = torch.zeros(len(t) - 1, y.shape[1], dtype=torch.float64)
     error = torch.zeros(y.shape[1], dtype=torch.float64)
@@ -168,8 +170,8 @@ def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: 
     for start in range(0, len(middles), rows):
         block = middles[start : start + rows]
         middle = torch.from_numpy((t[block] + t[block + 1]) / 2)[:, None]
-        found, bound = program.slopes(torch.lerp(ends[:1], ends[1:], middle), direction)
-        slope[block] = found[:, 0]
+        inside, bound = program.slopes(torch.lerp(ends[:1], ends[1:], middle), direction)
+        slope[block] = inside[:, 0]
         error = torch.maximum(error, bound)
-    bends[open_] = ((slope[open_ + 1] - slope[open_]).abs() > 2 * error).any(1).numpy()
+    bends[straight] = ((slope[straight + 1] - slope[straight]).abs() > 2 * error).any(1).numpy()
     return bends

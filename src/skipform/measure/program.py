@@ -2,17 +2,18 @@
 
     S_0 = x,   (h ; c) = step_k(S_k),   S_{k+1} = (relu(h) ; c),   y = step_K(S_K)        step_k affine
 
-S_k holds the values still needed at step k, one row a point. It is the form in which line and plane read a net: between
-two steps every column is affine on each region found so far, so a state between two known states is their mean.
+S_k holds the values that are still needed at step k, one row per point. It is the form in which line and plane read a
+net: before every step each column is affine on each region so far, so the state at a point between two others is the
+weighted mean of theirs.
 
 Rounding. A sign decides a region, so a computed value counts as zero when it is within its own rounding error. The
 error is modelled as Higham & Mary (2019, A New Approach to Probabilistic Rounding Error Analysis) do: independent
 errors of mean zero, so variances add where the classical bound adds absolute values and grows beyond use in deep nets.
 With u = 2^-53, z the largest absolute value of each input and u e the error it carries, a step x -> W x + b leaves in
 output i the error u sqrt(sum_j W_ij^2 (z_j^2 + e_j^2)) + u |b_i|, in units of one rounding per term. The square root
-is the standard deviation of W r for random r of variance z^2 + e^2; it is read off as the root mean square of W r over
-eight fixed r, random signs times factors in [1/2, 3/2], so that any affine step (a convolution, a chain of them) can
-be asked without knowing its matrix. Over a block of points a unit that is off at all of them passes no error on.
+is the standard deviation of W r for random r of variance z^2 + e^2; it is estimated by the root mean square of W r over
+eight fixed r, random signs times factors in [1/2, 3/2], so that no step (a convolution, a chain of them) has to know
+its matrix. A unit that is off at all points of a block passes no error on.
 A value is zero when it is at most TOLERANCE u e: 8 standard deviations, times 8 for the rounding of partial sums
 (a blocked sum of up to 64 roundings in a row). 64 u = 7e-15 lies far below what generic nets need: among 10^8
 values of size 1 the smallest is about 10^-8.
@@ -140,7 +141,7 @@ class Program:
             error = rounding(step, size, error)
             value, constant = step.apply(value), step.apply(torch.zeros_like(tangent[:1]))
             tangent = step.apply(tangent) - constant
-            # Subtracting the constant again costs its own rounding.
+            # Subtracting the constant again rounds once more.
             error = error + constant[0].abs()
             on = value[:, : step.units] > 0
             error[: step.units] *= on.any(0)
@@ -175,7 +176,7 @@ def rounding(step: Step, size: Tensor, error: Tensor) -> Tensor:
 
 def dense_step(weight: Tensor, bias: Tensor, carried: Tensor | None = None) -> Step:
     """x -> (W x + b ; x[carried])."""
-    transposed = weight.T  # a view, as the product likes it
+    transposed = weight.T  # a view
 
     def apply(state: Tensor) -> Tensor:
         h = torch.addmm(bias, state, transposed)
@@ -190,7 +191,7 @@ def _affine_step(affine: Affine, carried: np.ndarray) -> Step:
     matrix = affine.weight
     columns = torch.from_numpy(carried) if len(carried) else None
     bias = torch.from_numpy(affine.bias)
-    # A dense product is about ten times as fast an entry.
+    # Per entry a dense product is about ten times as fast as a sparse one.
     if affine.nonzeros * 10 >= affine.in_features * affine.out_features or matrix.shape[0] * matrix.shape[1] < 1 << 16:
         return dense_step(torch.from_numpy(matrix.toarray()), bias, columns)
 
@@ -288,7 +289,7 @@ class _Segment:
     shapes: "dict[fx.Node, tuple[int, ...]]"
 
     def run(self, state: Tensor) -> list[Tensor]:
-        """The values that leave, each (n, ...) with the batch in front."""
+        """The values of the nodes that leave the segment, (n, ...), with the batch dimension first."""
         widths = [math.prod(self.shapes[node]) for node in self.live]
         env = dict(self.constants)
         for node, columns in zip(self.live, state.split(widths, 1), strict=True):

@@ -1,7 +1,7 @@
 """Ranks: of the input Jacobian at a point, of the parameter Jacobian over a batch.
 
-A rank read off floating-point singular values is a statement about a gap, so the gap is part of the record. Any
-differentiable net will do, attention included.
+A rank read off floating-point singular values is a statement about a gap, so the gap is part of the record. The
+net need only be differentiable: attention is allowed.
 
 d inputs, m outputs, n points, P parameters.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel  # the plain formula of attention is the one vmap knows
+from torch.nn.attention import SDPBackend, sdpa_kernel  # vmap has rules only for the plain formula of attention
 
 from skipform.errors import SkipformError
 from skipform.measure.program import Program, promoted
@@ -28,7 +28,7 @@ class Rank:
     """The numerical rank of a matrix: singular values above max(shape) 2^-52 times the largest."""
 
     rank: int
-    gap: float  # sigma_rank / sigma_{rank + 1}; inf when nothing is left below, 1 for a rank that is arbitrary
+    gap: float  # sigma_rank / sigma_{rank + 1}; inf if all others are zero; close to 1 if the rank is arbitrary
     shape: tuple[int, int]
     singular_values: np.ndarray  # descending
 
@@ -58,14 +58,14 @@ def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     x = x.detach().cpu().double()
     if isinstance(f, CanonicalNetwork):
         program = Program.of(f, x)
-        _fits("jacobian_rank", program.steps[-1].width, x.numel())
+        _check_memory("jacobian_rank", program.steps[-1].width, x.numel())
         slopes, _ = program.slopes(x.reshape(1, -1), torch.eye(x.numel(), dtype=torch.float64))
         return Rank.of(slopes[0].T)
     module = promoted(f)
     with torch.no_grad():
         outputs = module(x[None]).numel()
-    _fits("jacobian_rank", outputs, x.numel())
-    # Reverse mode pays by outputs, forward mode by inputs.
+    _check_memory("jacobian_rank", outputs, x.numel())
+    # Reverse mode costs one pass per output, forward mode one per input.
     differentiate = jacrev if outputs <= x.numel() else jacfwd
     with sdpa_kernel(SDPBackend.MATH):
         jacobian = differentiate(lambda point: module(point[None]).reshape(-1))(x)
@@ -96,7 +96,7 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     with torch.no_grad():
         outputs = value(free, x[0]).numel()
     size = sum(p.numel() for p in free.values())
-    _fits("functional_dimension", len(x) * outputs, size)
+    _check_memory("functional_dimension", len(x) * outputs, size)
     # A few points at a time: vmap keeps every layer of every output of every point at once.
     with sdpa_kernel(SDPBackend.MATH):
         jacobian = vmap(jacrev(value), in_dims=(None, 0), chunk_size=16)(free, x)
@@ -121,7 +121,7 @@ def finite(gap: float) -> float | None:
     return gap if math.isfinite(gap) else None
 
 
-def _fits(what: str, rows: int, columns: int) -> None:
+def _check_memory(what: str, rows: int, columns: int) -> None:
     needed = 2 * 8 * rows * columns
     if needed > _MEMORY:
         raise SkipformError(

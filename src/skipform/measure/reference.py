@@ -1,8 +1,8 @@
-"""Slow and obvious twins of line and plane, in rational arithmetic: no tolerance, no sharing, no order of anything.
+"""Slow and obvious twins of line and plane, in rational arithmetic: no tolerances, no shared vertices, no ordering.
 
 A region is a convex polygon (an interval on a line) together with the affine form of every coordinate of the state on
 it. A layer splits every region along each of its units in turn, wherever the unit takes both strict signs at the
-corners, and then rectifies. Cost: regions times units times state, each a Fraction; for nets of a few dozen units.
+corners, and then rectifies. Cost: regions times units times state size, in Fractions; for nets of a few dozen units.
 
 A form c + s g + t h is the tuple (c, g, h); on a line c + t g is (c, g).
 """

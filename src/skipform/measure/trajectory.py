@@ -29,7 +29,7 @@ class Trajectory:
 
 @torch.no_grad()
 def trajectory_length(f: nn.Module | CanonicalNetwork, path: Tensor, *, exact: bool = False) -> Trajectory:
-    """The length of f along the polygon through path (n, ...), inputs of the net, in float64.
+    """The length of the image under f of the polygon through path (n, ...), inputs of the net, in float64.
 
     The image of each segment is measured through its two ends, which is a lower bound that grows as the path is
     refined; with `exact` through all its break points, which is the length itself and needs a piecewise-linear f.
