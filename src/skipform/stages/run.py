@@ -332,7 +332,8 @@ def _plain(value: Any) -> Any:
 def fingerprinted(config: dict[str, Any], *others: Path) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
     package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
-    shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
+    shared = [package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
+    shared += [package / "data" / f"{file}.py" for file in data.SHARED]
     sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own), Path(__file__)]
     return fingerprint(config, [*sources, *others])
 
