@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skipform.data.epochs import Loader
 
 SHARED = {"module", "epochs", "source", "scenes"}  # files that are not kinds of data
-LOCAL = {"root", "download"}  # arguments that say where this machine keeps the files, not what data a run is trained on
+LOCAL = {"root", "download"}  # arguments of where this machine keeps the files: no part of what a run is
 
 
 class Data(Protocol):
@@ -102,7 +102,7 @@ def build(seed: int, **block: Any) -> Any:
 
 
 class _DataPackage(ModuleType):
-    """This package with a call: `skipform.data` must be both, for a package's name is bound where it is imported."""
+    """This package, and a function: importing it binds the name `data` in `skipform`, which thus has to be both."""
 
     def __call__(self, name: str, *, seed: int = 0, **arguments: Any) -> Any:
         """The set `name` as a LightningDataModule; see the kinds for the arguments.

@@ -218,7 +218,7 @@ class Augmentation:
 
 
 class BoxEpochs(Epochs):
-    """Epochs whose order is numpy's permutation: the generator that also draws each image's variations."""
+    """Epochs whose order numpy draws, as it draws the variations of the images."""
 
     def order(self, generator: torch.Generator) -> Tensor:
         draw = np.random.default_rng([self.seed, self.epoch])  # type: ignore[arg-type]

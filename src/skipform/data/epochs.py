@@ -56,7 +56,7 @@ class Epochs:
         return len(self.slices()) if self.seed is None else self.count // self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The indices of this process's batches, (n,) each."""
+        """The indices of each of this process's batches, (n,)."""
         if self.seed is None:
             indices = torch.arange(self.count)
             return (indices[part] for part in self.slices())
@@ -85,10 +85,10 @@ class Epochs:
 
 
 class Loader:
-    """What a Trainer takes in place of a DataLoader; a subclass iterates over the batches of `batch_sampler`'s indices.
+    """What a Trainer takes in place of a DataLoader. A subclass makes batches of the indices from `batch_sampler`.
 
     torch's DataLoader fetches examples one by one and collates them on the CPU, often in other processes. The examples
-    here lie in memory, or on the GPU, and a batch of them is cut by one indexing operation.
+    here are in memory or on the GPU, where one indexing operation makes a batch of them.
     """
 
     def __init__(self, batch_sampler: Epochs) -> None:

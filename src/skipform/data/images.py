@@ -21,7 +21,7 @@ from skipform.errors import SkipformError
 
 
 class ImageSet(NamedTuple):
-    """Images (in_channels, image_size, image_size), each of one of num_classes."""
+    """Images (in_channels, image_size, image_size); every image is of one of num_classes classes."""
 
     in_channels: int
     image_size: int
@@ -88,8 +88,7 @@ class Images(DataModule):
     @staticmethod
     def states(name: str, **rest: Any) -> dict[str, Any]:
         """in_channels, image_size, num_classes."""
-        found = SETS[name]
-        return {"in_channels": found.in_channels, "image_size": found.image_size, "num_classes": found.num_classes}
+        return {key: getattr(SETS[name], key) for key in ("in_channels", "image_size", "num_classes")}
 
     @property
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -155,7 +154,7 @@ def standardiser(
 
 
 class ImageBatches(Loader):
-    """Batches cut from images and labels where these lie: in training cropped and mirrored at random, otherwise as
+    """Batches cut from images and labels on their device: in training cropped and mirrored at random, otherwise as
     they are.
 
     All that is random in an epoch is drawn on the CPU and moved at its start: within it the host never waits.

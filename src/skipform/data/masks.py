@@ -120,12 +120,7 @@ class Masks(DataModule):
     @staticmethod
     def states(name: str, **rest: Any) -> dict[str, Any]:
         """in_channels, num_classes, ignore_index."""
-        found = SETS[name]
-        return {
-            "in_channels": found.in_channels,
-            "num_classes": found.num_classes,
-            "ignore_index": found.ignore_index,
-        }
+        return {key: getattr(SETS[name], key) for key in ("in_channels", "num_classes", "ignore_index")}
 
     @property
     def splits(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -177,7 +172,7 @@ class Masks(DataModule):
 
 
 class Tiles(Loader):
-    """Batches cut from images and their masks where these lie: in training random crops with random variations,
+    """Batches cut from images and their masks on their device: in training random crops with random variations,
     otherwise whole images.
 
     All that is random in an epoch is drawn on the CPU and moved at its start: within it the host never waits.

@@ -74,8 +74,10 @@ class Source:
         path = self.folder / file
         if path.is_file():
             return path.read_bytes()
+        member = self.members[file]
         try:
-            return self._tar.extractfile(self.members[file]).read()  # type: ignore[union-attr]
+            with tarfile.open(self.archive) as tar:  # type: ignore[arg-type]  # there is one, for it has members
+                return tar.extractfile(member).read()  # type: ignore[union-attr]
         except tarfile.ReadError:
             return b""
 
@@ -85,15 +87,15 @@ class Source:
         found: dict[str, tarfile.TarInfo] = {}
         if self.archive and self.archive.is_file():
             try:
-                self._tar = tarfile.open(self.archive)  # noqa: SIM115 (read from as long as this object lives)
-                for member in self._tar:
-                    found[member.name] = member
+                with tarfile.open(self.archive) as tar:
+                    for member in tar:
+                        found[member.name] = member
             except tarfile.TarError:  # it was cut short, or is no tar
                 return found
         return found
 
     def fetch(self, files: Iterable[str]) -> None:
-        """Fetch each of the files; one that arrives with another checksum is not kept."""
+        """Fetch each of the files; discard one that arrives with another checksum."""
         for file in files:
             self._download(self.url + file, file)
 

@@ -144,7 +144,7 @@ class WindowEpochs(Epochs):
 
 
 class Windows(Loader):
-    """Batches of windows cut from one text where it lies.
+    """Batches of windows cut from one text on its device.
 
     Training: windows that begin where `batch_sampler` draws them. Evaluation: every place once, in adjoining windows,
     as many as `batch_sampler` counts.

@@ -51,7 +51,7 @@ MULTI30K = {  # sha256 sums of the texts, decompressed
     "test_2016_flickr.fr": "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6",
 }
 
-# set -> the widths (s, t) that its batches may have: few, for a compiled step is compiled once for each
+# set -> the widths (s, t) that its batches may have: few, because a compiled step is compiled anew for every width
 SETS = {
     "dates": ((24, 12), (40, 12)),
     "multi30k": ((16, 16), (24, 24), (32, 32), (48, 48), (96, 96)),
@@ -187,7 +187,7 @@ class PairEpochs(Epochs):
 
 
 class PairBatches(Loader):
-    """Batches cut from the tokens of both sides where these lie."""
+    """Batches cut from the tokens of both sides, on their device."""
 
     batch_sampler: PairEpochs
 
