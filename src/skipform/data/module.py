@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -26,6 +26,8 @@ class DataModule(LightningDataModule):
         download: whether `prepare_data` fetches files that are missing or altered.
         seed: of the order of every epoch, and of all else that is drawn in it.
     """
+
+    TARGETS: ClassVar[str]
 
     def __init__(self, name: str, accepted: Iterable[str], *, root: str, download: bool, seed: int) -> None:
         super().__init__()

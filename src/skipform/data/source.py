@@ -76,7 +76,7 @@ class Source:
             return path.read_bytes()
         member = self.members[file]
         try:
-            with tarfile.open(self.archive) as tar:  # type: ignore[arg-type]  # there is one, for it has members
+            with tarfile.open(self.archive) as tar:
                 return tar.extractfile(member).read()  # type: ignore[union-attr]
         except tarfile.ReadError:
             return b""
