@@ -1,27 +1,21 @@
 """Boxes: the data and the task Detect, against permutations, loops and hand-made cases."""
 
-import hashlib
 import io
-import json
-import tarfile
-import zipfile
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import permutations
-from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
+import small_sets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from small_sets import below, lay
 from torch import nn
 
 from skipform import nets
 from skipform.data import boxes as room
-from skipform.data.boxes import Batches, Boxes, Example, Varied
+from skipform.data.boxes import Augmentation, BoxBatches, BoxEpochs, Boxes, Example
 from skipform.data.scenes import scenes
 from skipform.errors import SkipformError
 from skipform.tasks.detect import Detect, detections, match, set_loss
@@ -326,7 +320,10 @@ def examples(sizes, objects=2):
     return made
 
 
-PLAIN = ((0.0,) * 3, (1 / 255,) * 3)  # pixels as they are
+def batches(made, size, augment=None, *, seed=None, workers=0):
+    """Batches of the made examples, their pixels as they are."""
+    epochs = BoxEpochs(len(made), size, seed=seed)
+    return BoxBatches(made, epochs, augment or Augmentation(), (0.0,) * 3, (1 / 255,) * 3, workers=workers)
 
 
 def test_digit_boxes_are_the_scenes():
@@ -337,7 +334,7 @@ def test_digit_boxes_are_the_scenes():
         (loader,) = (
             data.val_dataloader()
             if split == "test"
-            else [Batches(data.splits[split], 5, Varied(), ((0.164,), (0.201,)))]
+            else [BoxBatches(data.splits[split], BoxEpochs(16, 5), Augmentation(), (0.164,), (0.201,))]
         )
         images = torch.cat([images for images, _ in loader])
         torch.testing.assert_close(images, (drawn.images / 255 - 0.164) / 0.201)
@@ -350,43 +347,10 @@ def test_digit_boxes_are_the_scenes():
     assert Boxes.states("digit_boxes") == {"in_channels": 1, "num_classes": 10}
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.integers(0, 2))
-def test_an_epoch_is_a_sample_without_repeats_that_seed_and_epoch_alone_decide(total, size, seed, epoch, past):
-    nothing = (torch.zeros(0, 4), *(torch.zeros(0, dtype=torch.int64),) * 2)
-    made = [Example(torch.full((1, 2, 2), i, dtype=torch.uint8), *nothing) for i in range(total)]
-
-    def numbers(batches):
-        found = [images[:, 0, 0, 0].round().int().tolist() for images, _ in batches]
-        assert len(found) == len(batches)
-        assert {len(batch) for batch in found} == {min(size, total)}
-        return [number for batch in found for number in batch]
-
-    batches = Batches(made, size, Varied(flip=True), ((0.0,), (1 / 255,)), seed)
-    for batches.epoch in range(past):  # what came before must not count
-        list(batches)
-    batches.epoch = epoch
-    first = numbers(batches)
-    assert len(set(first)) == len(first) > total - size
-    fresh = Batches(made, size, Varied(flip=True), ((0.0,), (1 / 255,)), seed)
-    fresh.epoch = epoch
-    torch.rand(3)  # nor what others draw
-    assert numbers(fresh) == first
-
-
-@pytest.mark.parametrize("seed", [None, 0])
-def test_shares_of_several_processes_are_the_batches_of_one(seed):
-    made = examples([(8, 8)] * 12)
-    whole = Batches(made, 6, Varied(flip=True), PLAIN, seed)
-    parts = [Batches(made, 6 if seed == 0 else 3, Varied(flip=True), PLAIN, seed, share=(r, 2)) for r in (0, 1)]
-    for (images, _), *shares_ in zip(whole, *parts, strict=True):
-        every = torch.cat([images for images, _ in shares_])
-        assert sorted(map(tuple, images.flatten(1).tolist())) == sorted(map(tuple, every.flatten(1).tolist()))
-
-
 def test_workers_change_nothing():
     made = examples([(20, 30)] * 4)
-    alone, helped = (list(Batches(made, 2, Varied((10, 16), 24, 0.5, True), PLAIN, 3, workers=w)) for w in (0, 1))
+    augment = Augmentation((10, 16), 24, 0.5, True)
+    alone, helped = (list(batches(made, 2, augment, seed=3, workers=w)) for w in (0, 1))
     for (images, targets), (others, same) in zip(alone, helped, strict=True):
         assert torch.equal(images, others)
         assert all(torch.equal(t["boxes"], s["boxes"]) for t, s in zip(targets, same, strict=True))
@@ -403,8 +367,8 @@ def test_boxes_go_where_their_pixels_go(seed, flip, sides, crop):
     image = torch.zeros(1, h, w, dtype=torch.uint8)
     image[:, y0:y1, x0:x1] = 255
     example = Example(image, torch.tensor([[x0, y0, x1, y1]]).float(), torch.tensor([1]), torch.tensor([0]))
-    vary = Varied(sides, 1000, crop, flip)
-    varied, boxes, kept = vary(example, np.random.default_rng(seed))
+    augment = Augmentation(sides, 1000, crop, flip)
+    varied, boxes, kept = augment(example, np.random.default_rng(seed))
     white = varied[0] > 127
     if not kept.any():
         assert white.sum() == 0
@@ -423,14 +387,14 @@ def test_boxes_go_where_their_pixels_go(seed, flip, sides, crop):
 def test_sides_scale_to_the_shorter_one_but_not_beyond_the_longest():
     (example,) = examples([(20, 40)])
     for side, longest, expected in ((10, 100, (10, 20)), (10, 16, (8, 16)), (40, 100, (40, 80))):
-        image, boxes, _ = Varied((99, side), longest)(example, None)  # testing: the last of them
+        image, boxes, _ = Augmentation((99, side), longest)(example, None)  # testing: the last of them
         assert tuple(image.shape[1:]) == expected
         torch.testing.assert_close(boxes, example.boxes * expected[0] / 20)
 
 
 def test_images_of_several_sizes_are_padded_right_and_below():
     made = examples([(5, 9), (7, 4)])
-    ((images, targets),) = Batches(made, 2, Varied(), PLAIN)
+    ((images, targets),) = batches(made, 2)
     assert images.shape == (2, 3, 7, 9)
     for image, target, example in zip(images, targets, made, strict=True):
         h, w = target["size"]
@@ -438,57 +402,19 @@ def test_images_of_several_sizes_are_padded_right_and_below():
         assert image[:, h:].abs().sum() + image[:, :, w:].abs().sum() == 0
 
 
-JPEG = {"format": "JPEG", "quality": 95, "subsampling": 0}
-
-
-def jpeg(draw, size=(12, 16)):
-    file = io.BytesIO()
-    Image.fromarray(draw.integers(0, 256, (*size, 3), np.uint8)).save(file, **JPEG)
-    return file.getvalue()
-
-
-def voc(boxes):
-    objects = "".join(
-        f"<object><name>{name}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-        for name, x0, y0, x1, y1 in boxes
-    )
-    return f"<annotation>{objects}</annotation>".encode()
+@pytest.fixture
+def bccd(monkeypatch):
+    return small_sets.bccd(monkeypatch).files
 
 
 @pytest.fixture
-def bccd(tmp_path, monkeypatch):
-    """BCCD with one image a split, under its own md5 sums; returns its files."""
-    draw, files = np.random.default_rng(0), {}
-    for i, split in enumerate(("train", "val", "test")):
-        files[f"ImageSets/Main/{split}.txt"] = f"Blood_{i}\n".encode()
-        files[f"JPEGImages/Blood_{i}.jpg"] = jpeg(draw)
-        files[f"Annotations/Blood_{i}.xml"] = voc(
-            [("WBC", 1, 2, 9, 10), ("RBC", 3, 3, 3, 8), ("Platelets", 0, 0, 5 + i, 4)]
-        )
-    monkeypatch.setattr(room, "_sums", lambda: {file: hashlib.md5(body).hexdigest() for file, body in files.items()})
-    room._bccd.cache_clear()
-    yield files
-    room._bccd.cache_clear()
+def coco(monkeypatch):
+    return small_sets.coco2017(monkeypatch).files
 
 
-def unpacked(root, files):
-    for file, body in files.items():
-        (path := root / "bccd" / "BCCD" / file).parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(body)
-
-
-def packed(root, files):
-    (root / "bccd").mkdir()
-    with tarfile.open(root / "bccd" / "BCCD.tar", "w") as tar:
-        for file, body in files.items():
-            member = tarfile.TarInfo(f"BCCD/{file}")
-            member.size = len(body)
-            tar.addfile(member, io.BytesIO(body))
-
-
-@pytest.mark.parametrize("lay", [unpacked, packed])
-def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(lay, bccd, tmp_path):
-    lay(tmp_path, bccd)
+@pytest.mark.parametrize("packed", [None, "BCCD.tar"])
+def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(packed, bccd, tmp_path):
+    lay(below("bccd", bccd), tmp_path / "bccd", packed)
     data = Boxes("bccd", root=str(tmp_path), validation=True)
     data.prepare_data()
     data.setup()
@@ -499,7 +425,7 @@ def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(lay, bccd, tmp_
         (example,) = data.splits[split]
         assert example.boxes.tolist() == [[1, 2, 9, 10], [0, 0, 5 + i, 4]]
         assert example.labels.tolist() == [1, 2]
-        pixels = np.asarray(Image.open(io.BytesIO(bccd[f"JPEGImages/Blood_{i}.jpg"])))
+        pixels = np.asarray(Image.open(io.BytesIO(bccd[f"bccd/BCCD/JPEGImages/Blood_{i}.jpg"])))
         # two JPEG decoders may round differently
         assert np.abs(example.image().permute(1, 2, 0).numpy().astype(int) - pixels).max() <= 2
     data = Boxes("bccd", root=str(tmp_path))
@@ -507,26 +433,18 @@ def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(lay, bccd, tmp_
     assert {split: len(found) for split, found in data.splits.items()} == {"train": 2, "test": 1}
 
 
-@pytest.mark.parametrize("lay", [unpacked, packed])
 @pytest.mark.parametrize("spoiled", [None, b"", b"?"])
-def test_a_missing_or_altered_file_is_named_with_the_command_that_mends_it(lay, spoiled, bccd, tmp_path):
-    file = "Annotations/Blood_1.xml"
-    lay(
-        tmp_path,
-        {
-            name: body if name != file or spoiled is None else spoiled
-            for name, body in bccd.items()
-            if spoiled is not None or name != file
-        },
-    )
+def test_a_missing_or_altered_file_of_an_archive_is_named(spoiled, bccd, tmp_path):
+    file = "bccd/BCCD/Annotations/Blood_1.xml"
+    spoilt = {
+        name: spoiled if name == file else body for name, body in bccd.items() if name != file or spoiled is not None
+    }
+    lay(below("bccd", spoilt), tmp_path / "bccd", "BCCD.tar")
     with pytest.raises(SkipformError) as caught:
         Boxes("bccd", root=str(tmp_path)).prepare_data()
-    place = tmp_path / "bccd" / ("BCCD" if lay is unpacked else "BCCD.tar")
     state = "missing" if spoiled is None else "altered or cut short"
-    said = str(caught.value)
-    assert said.startswith(f"{place / file}: {state}; mend it with --data.download true, or with: python -c ")
-    assert "\n" not in said
-    compile(said.partition("python -c ")[2].strip('"'), "the command", "exec")
+    start = f"{tmp_path / file}: {state}; mend it with --data.download true, or with: python -c "
+    assert str(caught.value).startswith(start)
 
 
 def test_the_packages_sums_are_those_of_364_images_and_three_lists():
@@ -536,60 +454,8 @@ def test_the_packages_sums_are_those_of_364_images_and_three_lists():
     assert len(files) == 731
 
 
-@pytest.fixture
-def home(tmp_path_factory):
-    """A folder and the address at which a server of this machine serves it."""
-    folder = tmp_path_factory.mktemp("home")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-def test_bccd_is_downloaded_from_its_home(bccd, tmp_path, home, monkeypatch):
-    with zipfile.ZipFile(home[0] / "master.zip", "w") as archive:
-        for file, body in bccd.items():
-            archive.writestr(f"BCCD_Dataset-master/BCCD/{file}", body)
-        archive.writestr("BCCD_Dataset-master/README.md", "else")
-    monkeypatch.setattr(room, "BCCD", home[1] + "master.zip")
-    Boxes("bccd", root=str(tmp_path), download=True).prepare_data()
-    Boxes("bccd", root=str(tmp_path)).prepare_data()
-    monkeypatch.setattr(room, "BCCD", home[1] + "nothing.zip")
-    (tmp_path / "bccd" / "BCCD" / "ImageSets/Main/val.txt").unlink()
-    with pytest.raises(SkipformError, match=rf"val\.txt: could not be fetched from {home[1]}nothing\.zip: [^\n]*$"):
-        Boxes("bccd", root=str(tmp_path), download=True).prepare_data()
-
-
-@pytest.fixture
-def coco(tmp_path, monkeypatch):
-    """COCO with two images to train on and one to test, in its real format."""
-    draw, made = np.random.default_rng(0), {}
-    for part, count in (("train", 2), ("val", 1)):
-        images = [{"id": 7 - i, "file_name": f"{i}.jpg", "width": 16, "height": 12} for i in range(count)]
-        found = [
-            {"image_id": 7, "category_id": 90, "bbox": [-1.0, 2.0, 5.0, 3.5], "iscrowd": 0},
-            {"image_id": 7, "category_id": 1, "bbox": [4.0, 4.0, 99.0, 4.0], "iscrowd": 1},
-            {"image_id": 7, "category_id": 3, "bbox": [4.0, 4.0, 0.0, 4.0], "iscrowd": 0},
-        ]
-        said = {"images": images, "annotations": found, "categories": [{"id": i} for i in (90, 3, 1)]}
-        made[f"annotations/instances_{part}2017.json"] = json.dumps(said).encode()
-        made |= {f"{part}2017/{image['file_name']}": jpeg(draw) for image in images}
-    monkeypatch.setattr(room, "COUNTS", {"train": 2, "val": 1})
-    room._coco.cache_clear()
-    for file, body in made.items():
-        (path := tmp_path / "coco" / file).parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(body)
-    yield made
-    room._coco.cache_clear()
-
-
 def test_coco_is_read_with_labels_in_order_and_boxes_within_the_image(coco, tmp_path):
+    lay(coco, tmp_path)
     data = Boxes("coco2017", root=str(tmp_path))
     data.prepare_data()
     data.setup()
@@ -605,35 +471,34 @@ def test_coco_is_read_with_labels_in_order_and_boxes_within_the_image(coco, tmp_
     assert len(data.splits["test"]) == 1
 
 
-@pytest.mark.parametrize("file", ["train2017/1.jpg", "val2017/0.jpg", "annotations/instances_val2017.json"])
-@pytest.mark.parametrize(
-    ("spoil", "state"), [(Path.unlink, "missing"), (lambda path: path.write_bytes(b""), "cut short")]
-)
-def test_a_broken_file_of_coco_is_named_and_its_archive_mends_it(file, spoil, state, coco, tmp_path, home, monkeypatch):
-    spoil(tmp_path / "coco" / file)
-    with pytest.raises(SkipformError, match=rf"{file}: [^\n]*{state}; mend it with --data.download true[^\n]*$"):
+@pytest.mark.parametrize("file", ["train2017/1.jpg", "annotations/instances_val2017.json"])
+@pytest.mark.parametrize(("content", "state"), [(None, "missing"), (b"", "altered or cut short")])
+def test_a_broken_file_of_coco_is_named_and_its_own_archive_mends_it(file, content, state, tmp_path, home, monkeypatch):
+    small = small_sets.coco2017(monkeypatch)
+    small.lay(tmp_path)
+    small.serve(*home, monkeypatch)
+    for archive in home[0].rglob("*.zip"):  # the other two are not needed
+        if file.partition("/")[0] not in archive.name:
+            archive.unlink()
+    path = tmp_path / "coco" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SkipformError, match=rf"{file}: {state}; mend it with --data.download true[^\n]*$"):
         Boxes("coco2017", root=str(tmp_path)).prepare_data()
-    sums = {}
-    for name in ("train2017", "val2017", "annotations_trainval2017"):
-        with zipfile.ZipFile(home[0] / f"{name}.zip", "w") as archive:
-            for each, body in coco.items():
-                if each.startswith(name.partition("_")[0] + "/"):
-                    archive.writestr(each, body)
-        sums[f"{home[1]}{name}.zip"] = hashlib.md5((home[0] / f"{name}.zip").read_bytes()).hexdigest()
-    monkeypatch.setattr(room, "COCO", sums)
     Boxes("coco2017", root=str(tmp_path), download=True).prepare_data()
-    assert (tmp_path / "coco" / file).read_bytes() == coco[file]
+    assert path.read_bytes() == small.files[f"coco/{file}"]
+
+
+def test_annotations_with_too_few_images_are_altered(coco, tmp_path):
+    lay(coco | {"coco/annotations/instances_train2017.json": b'{"images": [1]}'}, tmp_path)
+    with pytest.raises(SkipformError, match=r"instances_train2017\.json: altered or cut short; mend it"):
+        Boxes("coco2017", root=str(tmp_path)).prepare_data()
 
 
 def test_what_is_not_accepted_is_said():
-    for key, value in (("batch_size", 0), ("limit", 0), ("scenes", 7), ("workers", -1)):
+    for key, value in (("scenes", 7), ("workers", -1)):
         with pytest.raises(SkipformError, match=rf"data\.{key}: {value}; accepted: "):
             Boxes("digit_boxes", **{key: value})
-    with pytest.raises(SkipformError, match="unknown data set 'voc'; accepted: digit_boxes, bccd, coco2017"):
-        Boxes("voc")
     with pytest.raises(SkipformError, match=r"data\.validation: true; accepted: false, only bccd"):
         Boxes("coco2017", validation=True)
-    data = Boxes("digit_boxes", scenes=8, batch_size=4)
-    data.setup()
-    with pytest.raises(SkipformError, match=r"data\.batch_size: 4; accepted: a multiple of 3"):
-        Batches(data.splits["train"], 4, Varied(), PLAIN, 0, share=(0, 3))

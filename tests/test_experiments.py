@@ -14,7 +14,7 @@ from skipform import data, nets, tasks
 from skipform.arguments import complete
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.stages import cli
+from skipform.stages import cli, fit
 from skipform.training import run
 from skipform.training.experiment import NOT_SAID, read
 
@@ -225,6 +225,28 @@ def test_yaml_numbers_without_a_point_are_numbers(folder):
     optimizer = read(path, "small").optimizer
     assert optimizer["lr"] == 5e-4
     assert optimizer["milestones"] == (0.5,)
+
+
+CROPS = {  # data set: (task, net, {what is given as --data.crop: what becomes of it, or that it is refused})
+    "digits": ("classify", {"net": "mlp"}, {"1": 1, "2.5": "refused"}),
+    "digit_masks": ("segment", {"net": "unet"}, {"48": 48, "null": None, "1.5": "refused"}),
+    "digit_boxes": ("detect", {"net": "fpn", "backbone": {"net": "resnet"}}, {"0.5": 0.5, "1": 1.0, "x": "refused"}),
+}
+
+
+@pytest.mark.parametrize(("name", "given"), [(name, given) for name, (_, _, cases) in CROPS.items() for given in cases])
+def test_an_option_of_several_kinds_of_data_has_the_type_of_the_kind_in_use(name, given, folder):
+    task, net, cases = CROPS[name]
+    path = Path("experiments/claims/good.yaml")
+    blocks = {"variants": {"one": net}, "data": {"name": name}, "task": {"name": task}, "trainer": {"max_epochs": 1}}
+    path.write_text(yaml.safe_dump(blocks))
+    _, overrides = fit._options(["--config", str(path), "--data.crop", given])
+    if cases[given] == "refused":
+        with pytest.raises(SkipformError, match=r"data\.crop: .* is not accepted; accepted: "):
+            read(path, "small", overrides)
+    else:
+        crop = read(path, "small", overrides).data["crop"]
+        assert (crop, type(crop)) == (cases[given], type(cases[given]))
 
 
 def test_what_is_complete_stays_as_it_is(folder):

@@ -112,6 +112,7 @@ def test_every_public_name_exists():
     for name in (
         "build",
         "canonical",
+        "data",
         "rewrite",
         "measure",
         "CanonicalNetwork",

@@ -271,3 +271,20 @@ def test_a_plane_of_too_many_regions_is_refused_before_it_is_begun() -> None:
     wide = mlp(8200, 1)
     with pytest.raises(SkipformError, match=r"about \S+ regions"):
         plane(wide, torch.zeros(2), torch.eye(2)[0], torch.eye(2)[1], limit=1e6)
+
+
+def test_no_compiled_kernel_outlives_a_change_of_any_file_that_it_calls(tmp_path):
+    from skipform.measure import kernel
+
+    home = kernel.SOURCES[0].parent
+    with_kernels = {path for path in home.glob("*.py") if "@kernel" in path.read_text(encoding="utf-8")}
+    assert with_kernels | {home / "kernel.py", home / "mesh.py"} == set(kernel.SOURCES)
+    copies = tuple(tmp_path / path.name for path in kernel.SOURCES)
+    for source, copy in zip(kernel.SOURCES, copies, strict=True):
+        copy.write_bytes(source.read_bytes())
+    assert kernel.folder(copies) == kernel.folder()
+    for copy in copies:
+        before = copy.read_bytes()
+        copy.write_bytes(before + b"# changed\n")
+        assert kernel.folder(copies) != kernel.folder(), copy.name
+        copy.write_bytes(before)

@@ -1,35 +1,26 @@
-import hashlib
 import math
-import socket
 from collections import Counter
-from pathlib import Path
 
 import pytest
+import small_sets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_sets import VERSE
 from torch import nn
 
 import skipform
-from skipform.data import text as module
-from skipform.data.text import ALPHABET, MASK, OTHER, Text, Windows, encoded
+from skipform.data.epochs import Epochs
+from skipform.data.text import ALPHABET, MASK, OTHER, Text, WindowEpochs, Windows, adjoining, encoded
 from skipform.errors import SkipformError
 from skipform.tasks.language_model import LanguageModel, generate
 from skipform.tasks.optimizer import Optimizer
-
-VERSE = "".join(f"{i}: Speak, speak.\n" for i in range(60))
 
 
 @pytest.fixture
 def verse(tmp_path, monkeypatch):
     """A root that holds VERSE as tiny Shakespeare, under its own sum."""
-    file = tmp_path / "tinyshakespeare" / "input.txt"
-    file.parent.mkdir()
-    file.write_text(VERSE)
-    monkeypatch.setattr(module, "SHA256", hashlib.sha256(VERSE.encode()).hexdigest())
-    module._read.cache_clear()
-    yield tmp_path
-    module._read.cache_clear()
+    return small_sets.tiny_shakespeare(monkeypatch).lay(tmp_path)
 
 
 def shakespeare(root, **arguments):
@@ -92,13 +83,24 @@ def test_a_limit_keeps_so_many_windows_of_each_split(verse):
 # windows
 
 
+def trained(text, t, size, *, masked, steps, seed=0, share=(0, 1)):
+    """Windows that begin anywhere in the text."""
+    epochs = WindowEpochs(len(text) - t + masked, steps, size, seed=seed, share=share)
+    return Windows(text, t, epochs, masked=masked)
+
+
+def evaluated(text, t, size, *, masked, share=(0, 1)):
+    """All windows of the text, side by side."""
+    return Windows(text, t, Epochs(adjoining(len(text), t, masked=masked), size, share=share), masked=masked)
+
+
 @given(total=st.integers(5, 60), t=st.integers(4, 12), size=st.integers(1, 5), world=st.integers(1, 3))
 def test_every_character_but_the_first_is_predicted_once_by_the_one_before_it(total, t, size, world):
     t = min(t, total - 1)
     text = torch.arange(total)  # a character is its place
     asked = []
     for rank in range(world):
-        batches = Windows(text, t, size, masked=False, share=(rank, world))
+        batches = evaluated(text, t, size, masked=False, share=(rank, world))
         found = list(batches)
         assert len(found) == len(batches)
         for tokens, targets in found:
@@ -112,7 +114,7 @@ def test_every_character_but_the_first_is_predicted_once_by_the_one_before_it(to
 def test_a_masked_window_asks_for_15_percent_and_shows_the_rest(total, t, size, seed):
     t = min(t, total)
     text = 1000 + torch.arange(total)  # no token is a place
-    batches = Windows(text, t, size, masked=True, steps=3, seed=seed)
+    batches = trained(text, t, size, masked=True, steps=3, seed=seed)
     found = list(batches)
     assert len(found) == len(batches) == 3
     for tokens, targets in found:
@@ -126,10 +128,10 @@ def test_a_masked_window_asks_for_15_percent_and_shows_the_rest(total, t, size, 
 
 
 @given(total=st.integers(8, 60), t=st.integers(4, 12), size=st.integers(1, 5))
-def test_masked_testing_asks_for_no_place_twice_and_draws_the_same_masks_for_every_seed(total, t, size):
+def test_masked_testing_asks_for_no_place_twice_and_draws_the_same_masks_every_time(total, t, size):
     t = min(t, total)
     text = 1000 + torch.arange(total)
-    found = [list(Windows(text, t, size, masked=True, seed=seed)) for seed in (0, 1)]
+    found = [list(evaluated(text, t, size, masked=True)) for _ in range(2)]
     for (tokens, targets), (again, same) in zip(*found, strict=True):
         assert torch.equal(tokens, again)
         assert torch.equal(targets, same)
@@ -141,7 +143,7 @@ def test_masked_testing_asks_for_no_place_twice_and_draws_the_same_masks_for_eve
 
 def test_a_masked_place_is_hidden_replaced_or_kept_in_80_10_and_10_percent():
     text = torch.full((20_000,), 5)
-    ((tokens, targets),) = Windows(text, 20, 5000, masked=True, steps=1)
+    ((tokens, targets),) = trained(text, 20, 5000, masked=True, steps=1)
     asked = targets >= 0
     count = int(asked.sum())
     assert count == 15_000
@@ -160,11 +162,11 @@ def test_seed_and_epoch_alone_decide_an_epoch(masked, seed, epoch, past):
         batches.epoch = epoch
         return [torch.stack(batch) for batch in batches]
 
-    batches = Windows(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed)
+    batches = trained(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed)
     for before in range(past):  # what came before must not count
         drawn(batches, before)
     first = drawn(batches, epoch)
-    fresh = drawn(Windows(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed), epoch)
+    fresh = drawn(trained(torch.arange(90), 8, 3, masked=masked, steps=2, seed=seed), epoch)
     assert all(torch.equal(one, other) for one, other in zip(first, fresh, strict=True))
     assert not torch.equal(first[0], drawn(batches, epoch + 1)[0])
 
@@ -172,14 +174,14 @@ def test_seed_and_epoch_alone_decide_an_epoch(masked, seed, epoch, past):
 @given(masked=st.booleans(), world=st.integers(1, 4))
 def test_the_shares_of_a_batch_are_the_batch(masked, world):
     def batches(share):
-        return list(Windows(torch.arange(90), 8, 12, masked=masked, steps=3, seed=1, share=share))
+        return list(trained(torch.arange(90), 8, 12, masked=masked, steps=3, seed=1, share=share))
 
     shares = [batches((rank, world)) for rank in range(world)]
     for i, whole in enumerate(batches((0, 1))):
         for part in (0, 1):
             pieces = [share[i][part] for share in shares]
             assert len({len(piece) for piece in pieces}) == 1
-            assert torch.equal(torch.stack(pieces, 1).flatten(0, 1), whole[part])
+            assert torch.equal(torch.cat(pieces), whole[part])
 
 
 # what is wrong, said
@@ -188,7 +190,6 @@ def test_the_shares_of_a_batch_are_the_batch(masked, world):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"name": "war_and_peace"}, "unknown data set 'war_and_peace'; accepted: python_topics, tiny_shakespeare"),
         ({"objective": "both"}, "unknown data.objective 'both'; accepted: causal, masked"),
         ({"context": 3}, "data.context: 3; accepted: 4 or more"),
         ({"steps": 0}, "data.steps: 0; accepted: 1 or more"),
@@ -202,43 +203,6 @@ def test_what_is_not_accepted_is_named(arguments, said):
 def test_a_context_longer_than_the_text_is_refused(verse):
     with pytest.raises(SkipformError, match=r"^data.context: 109; accepted: below 107, all of test$"):
         shakespeare(verse, context=109)
-
-
-def test_shares_of_a_batch_are_equal_or_refused():
-    with pytest.raises(SkipformError, match=r"^data.batch_size: 5; accepted: a multiple of 2, the processes$"):
-        Windows(torch.arange(90), 8, 5, masked=False, steps=1, share=(0, 2))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "state"),
-    [
-        (Path.unlink, "missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "altered or cut short"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"), "altered or cut short"),
-    ],
-)
-def test_a_missing_or_altered_file_is_named_with_the_command_that_mends_it(spoil, state, verse, monkeypatch):
-    file = verse / "tinyshakespeare" / "input.txt"
-    whole = file.read_bytes()
-    spoil(file)
-    with pytest.raises(SkipformError) as caught:
-        shakespeare(verse)
-    said = str(caught.value)
-    assert said.startswith(f"{file}: {state}; mend it with --data.download true, or with: python -c ")
-    assert "\n" not in said
-    home = verse / "home.txt"
-    monkeypatch.setattr(module, "HOME", home.as_uri())
-    home.write_bytes(b"another text")
-    with pytest.raises(SkipformError, match=r"could not be fetched from file:[^\n]* another sha256 sum there$"):
-        shakespeare(verse, download=True)
-    home.write_bytes(whole)
-    exec(said.partition("python -c ")[2].strip('"'))
-    assert file.read_bytes() == whole
-
-
-def test_a_file_that_is_there_is_not_fetched(verse, monkeypatch):
-    monkeypatch.setattr(socket, "socket", lambda *_: pytest.fail("the network was touched"))
-    assert len(shakespeare(verse, download=True, context=8).splits["train"]) == int(len(VERSE) * 0.9)
 
 
 # the task
@@ -351,7 +315,7 @@ def test_examples_are_texts_beside_what_stood_there(objective):
 def test_the_compiled_step_is_the_step(net, masked):
     torch.manual_seed(0)
     module = skipform.build(net, vocab_size=98, context=8, depth=1, width=16, heads=2, dropout=0.0)
-    batch = next(iter(Windows(torch.arange(90), 8, 3, masked=masked, steps=1)))
+    batch = next(iter(trained(torch.arange(90), 8, 3, masked=masked, steps=1)))
     plain, quick = task(module), task(module)
     quick.quicken(channels_last=False, backend="aot_eager")
     ours, theirs = plain.step(*batch), quick.stepped(*batch)

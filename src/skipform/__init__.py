@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from skipform import data as data
     from skipform import measure as measure
     from skipform.compiler.flatten import canonical as canonical
     from skipform.compiler.rewrite import UnsupportedOperation as UnsupportedOperation
@@ -29,17 +30,18 @@ _HOMES = {
     "CanonicalNetwork": "skipform.theory.network",
     "SkipformError": "skipform.errors",
 }
+_PACKAGES = ("data", "measure")  # `skipform.data` can be called
 
 
 def __getattr__(name: str) -> Any:
-    if name == "measure":
-        return import_module("skipform.measure")
+    if name in _PACKAGES:
+        return import_module(f"skipform.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(
-        f"module 'skipform' has no attribute {name!r}; it has {', '.join(sorted([*_HOMES, 'measure']))}"
+        f"module 'skipform' has no attribute {name!r}; it has {', '.join(sorted([*_HOMES, *_PACKAGES]))}"
     )
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, "measure"])
+    return sorted([*globals(), *_HOMES, *_PACKAGES])

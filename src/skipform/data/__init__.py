@@ -1,34 +1,84 @@
-"""The data sets: one LightningDataModule per kind of data, one file each; the sets it knows are its SETS.
+"""The data sets: one LightningDataModule per kind of data, one file each; the sets that a kind reads are its SETS.
 
-A kind says
+    images.py   masks.py   boxes.py   text.py   translation.py      the kinds
+    module.py   epochs.py   source.py   scenes.py                   what they share
 
-    TARGETS            what comes with an input: labels, masks, boxes, text, pairs
-    states(**block)    what nets and tasks are told of a set before any file is read: in_channels, num_classes, ...
+This package is also the public function of that name: skipform.data("cifar10", root="data") is a data module for any
+Lightning Trainer.
 """
 
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
-from typing import Any
-
-from lightning.pytorch import LightningDataModule
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from skipform.errors import SkipformError
 
-WORDS = {"scenes"}  # shared by kinds of data, not a kind itself
+if TYPE_CHECKING:
+    from skipform.data.epochs import Loader
+
+SHARED = {"module", "epochs", "source", "scenes"}  # files that are not kinds of data
+LOCAL = {"root", "download"}  # arguments of where this machine keeps the files: no part of what a run is
 
 
-def kinds() -> list[type[LightningDataModule]]:
-    """The class of every file, in alphabetical order."""
-    files = sorted(module.name for module in iter_modules(__path__) if module.name not in WORDS)
-    return [getattr(import_module(f"{__name__}.{file}"), file.title().replace("_", "")) for file in files]
+class Data(Protocol):
+    """What a kind of data promises to stages and tasks, besides being a LightningDataModule.
+
+    A kind whose examples are token sequences also has text(tokens (n, t)) -> list of n strings.
+    """
+
+    TARGETS: ClassVar[str]  # what comes with an input: labels, masks, boxes, text or pairs; a task takes one of these
+    name: str  # of the set
+
+    def __init__(self, name: str, *, root: str = "data", download: bool = False, seed: int = 0, **rest: Any) -> None:
+        """Check the arguments; no file is touched. `root`, `download` and `seed` are no part of what the data is."""
+
+    @staticmethod
+    def states(name: str, **arguments: Any) -> dict[str, Any]:
+        """Arguments of nets and tasks that the set decides, before any file is read: in_channels, num_classes, ..."""
+
+    def prepare_data(self) -> None:
+        """Check or fetch the files: SkipformError, one line, names the first that is missing or altered."""
+
+    def setup(self, stage: Any = None) -> None:
+        """Read the files and fill `splits`."""
+
+    @property
+    def splits(self) -> Mapping[str, Any]:
+        """The examples of "train", "test" and, where there is one, "validation"."""
+
+    @property
+    def held_out(self) -> Sequence[str]:
+        """The splits that are not trained on, in the order of `val_dataloader`; the last one is "test"."""
+
+    def train_dataloader(self) -> "Loader":
+        """Full batches in an order that depends on (seed, epoch) alone.
+
+        A Trainer chooses the epoch with `batch_sampler.sampler.set_epoch`.
+        """
+
+    def val_dataloader(self) -> "Sequence[Loader]":
+        """The held-out splits, each example once and in order."""
+
+    def test_dataloader(self) -> "Loader":
+        """The test split, each example once and in order."""
 
 
-def sets() -> dict[str, Any]:
+def kinds() -> list[type[Data]]:
+    """The class of every kind of data, in alphabetical order."""
+    files = sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
+    return [getattr(import_module(f"{__name__}.{file}"), file.title()) for file in files]
+
+
+def sets() -> dict[str, type[Data]]:
     """The name of every set -> the class that reads it."""
-    return {name: found for found in kinds() for name in import_module(found.__module__).SETS}
+    return {name: reader for reader in kinds() for name in import_module(reader.__module__).SETS}
 
 
-def kind(name: str) -> Any:
+def kind(name: str) -> type[Data]:
     """The class that reads a set."""
     if name not in (known := sets()):
         raise SkipformError(f"unknown data set {name!r}; accepted: {', '.join(known)}")
@@ -36,5 +86,31 @@ def kind(name: str) -> Any:
 
 
 def build(seed: int, **block: Any) -> Any:
-    """The data module of a {"name": SET, ...} block."""
-    return kind(block["name"])(**block, seed=seed)
+    """The data module (a `Data` and a LightningDataModule) of a {"name": SET, argument: value, ...} block.
+
+    Raises:
+        SkipformError: unknown set or argument, or a value that is not accepted.
+    """
+    reader = kind(block["name"])
+    accepted = signature(reader).parameters
+    for key in block:
+        if key not in accepted:
+            raise SkipformError(
+                f"data set {block['name']!r}: unknown argument {key!r}; accepted: {', '.join(accepted)}"
+            )
+    return reader(**block, seed=seed)
+
+
+class _DataPackage(ModuleType):
+    """This package, and a function: importing it binds the name `data` in `skipform`, which thus has to be both."""
+
+    def __call__(self, name: str, *, seed: int = 0, **arguments: Any) -> Any:
+        """The set `name` as a LightningDataModule; see the kinds for the arguments.
+
+        Raises:
+            SkipformError: unknown set or argument, or a value that is not accepted.
+        """
+        return build(seed, name=name, **arguments)
+
+
+sys.modules[__name__].__class__ = _DataPackage

@@ -11,8 +11,8 @@ V vertices, E edges, C cells, K chords, words = ceil(units / 64).
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skipform.measure.kernel import kernel
 from skipform.measure.line import KAPPA_LIMIT, SLOPE
 from skipform.measure.mesh import NOT_CONVEX, OK, EdgePoints
 
@@ -48,7 +48,7 @@ class Chords(NamedTuple):
     most_pairs: int
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sort(key, order, begin, end):
     """Sort key[begin:end] in ascending order, and order with it (Shell's method with Ciura's gaps)."""
     for gap in (8929, 3905, 1750, 701, 301, 132, 57, 23, 10, 4, 1):
@@ -60,7 +60,7 @@ def sort(key, order, begin, end):
             key[place], order[place] = k, o
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _bits(word):
     """The number of bits set."""
     word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -69,13 +69,13 @@ def _bits(word):
     return np.int64((word * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _lowest(word):
     """The index of the lowest bit set."""
     return _bits((word & (~word + _ONE)) - _ONE)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sign(positive, negative, v, j):
     """The sign of unit j at vertex v: 1, 0 or -1."""
     bit = np.uint64(j & 63)
@@ -83,7 +83,7 @@ def _sign(positive, negative, v, j):
     return np.int64(p) - np.int64(n)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut_edges(ends, vertices, layer, extent):
     """Put a point on each edge wherever units cross it.
 
@@ -159,7 +159,7 @@ def cut_edges(ends, vertices, layer, extent):
     return Crossings(start, unit, point, first), new, at_kappa[:points], finer
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _find_crossing_units(cells, layer, first):
     """The units that take both strict signs in each cell: Chords.crossing, Chords.start and Chords.most_places."""
     ends, starts, refs = cells.ends, cells.starts, cells.refs
@@ -188,7 +188,7 @@ def _find_crossing_units(cells, layer, first):
     return crossing, start, most_places
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _sign_after_zero(cells, layer, c, i, j):
     """For unit j, which is zero at the tail of half-edge i of cell c: its sign after that, if it changes sign there.
 
@@ -208,7 +208,7 @@ def _sign_after_zero(cells, layer, c, i, j):
     return 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _end_chord(j, place, sign, open_chord, raw, limit, opened):
     """At a place unit j changes to `sign`: open its chord, or close the open one.
 
@@ -225,7 +225,7 @@ def _end_chord(j, place, sign, open_chord, raw, limit, opened):
     return opened
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def find_chords(cells, layer, crossings):
     """The chord of every unit in every cell that it crosses.
 

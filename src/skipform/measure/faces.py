@@ -21,9 +21,9 @@ places, chords (n), meetings (m), nodes and faces below are those of one cell; w
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skipform.measure.chords import SIGN, UNIT, Chords, P, Q, sort
+from skipform.measure.kernel import kernel
 from skipform.measure.meetings import (
     Cell,
     Meetings,
@@ -129,7 +129,7 @@ class FinerCells(NamedTuple):
         )  # fmt: skip
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _key(unit):
     """64 well-mixed bits for a unit (splitmix64)."""
     z = np.uint64(unit + 1) * np.uint64(0x9E3779B97F4A7C15)
@@ -138,7 +138,7 @@ def _key(unit):
     return np.int64(z ^ (z >> np.uint64(31)))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _list_chords_at_places(chord, chords, places, start, at):
     """The chords at place p are at[start[p] : start[p + 1]], the one whose other end is farthest ahead first."""
     for p in range(places + 1):
@@ -169,7 +169,7 @@ def _list_chords_at_places(chord, chords, places, start, at):
             at[k] = i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _draw_segments(cell, chords, meetings, graph, segments, drawn, inner):
     """Cut each chord into segments at its nodes; returns their number. inner: the vertex that node 0 becomes.
 
@@ -191,7 +191,7 @@ def _draw_segments(cell, chords, meetings, graph, segments, drawn, inner):
     return segment
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _link(chord, places, halves, meetings, nodes, graph):
     """For each half-edge the next one around its face: at its end, the next clockwise from where it came."""
     start, entry, node_of = meetings.start, meetings.entry, meetings.node
@@ -236,7 +236,7 @@ def _link(chord, places, halves, meetings, nodes, graph):
             after[x] = places + (2 * segment_start[i] if p == chord[i, P] else 2 * segment_start[i + 1] - 1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _trace(after, halves, count, faces):
     """Walk around every face; returns whether all of them close and there are `count` of them."""
     of, walk, start = faces.of, faces.walk, faces.start
@@ -262,7 +262,7 @@ def _trace(after, halves, count, faces):
     return traced == count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _find_patterns(places, count, layer_chord, unit_start, segment_chord, faces):
     """Give each face its activation pattern, starting from the first: crossing a chord flips the units on it.
 
@@ -310,7 +310,7 @@ def _find_patterns(places, count, layer_chord, unit_start, segment_chord, faces)
     return distinct
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _close_cell(c, mask, used, finer, size):
     """The half-edges refs[size[HALVES] : used] are a new cell in cell c with the pattern mask (words,)."""
     made = size[CELLS]
@@ -321,7 +321,7 @@ def _close_cell(c, mask, used, finer, size):
     size[CELLS], size[HALVES] = made + 1, used
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _halve(c, cell, places, chord, edge, mask, finer, size):
     """Cut cell c along one chord, the new edge `edge`: into its boundary without the arc from P to Q, and that arc."""
     p, q, j = chord[P], chord[Q], chord[UNIT]
@@ -349,7 +349,7 @@ def _halve(c, cell, places, chord, edge, mask, finer, size):
     size[SEGMENTS] = segment + 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut_cells(cells, layer, first, edge_points, chords, vertices, extent, scratch, finer):
     """Cut every cell along its chords.
 
@@ -421,7 +421,7 @@ def cut_cells(cells, layer, first, edge_points, chords, vertices, extent, scratc
     return OK, 0, size
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def areas(cells, xy):
     """The area of each cell (C,), by the shoelace formula about its first vertex: a small cell far from the origin
     loses no digits to cancellation."""

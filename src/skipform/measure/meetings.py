@@ -10,9 +10,9 @@ every cell overwrites them. Half-edges and places are those of mesh.py and chord
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skipform.measure.chords import UNIT, Chords, P, Q, sort
+from skipform.measure.kernel import kernel
 from skipform.measure.line import KAPPA_LIMIT, SLOPE
 
 
@@ -65,7 +65,7 @@ class Nodes(NamedTuple):
         return Nodes(_integers(m + 1), _integers(2 * m), _integers(2 * m))
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _root(parent, i):
     """The representative of the class of i (union-find with path halving)."""
     while parent[i] != i:
@@ -74,7 +74,7 @@ def _root(parent, i):
     return i
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def list_places(cells, c, first, vertices, vertex, half):
     """The places of cell c in order; returns their number. vertices: how many there were before edges were cut."""
     ends, refs = cells.ends, cells.refs
@@ -93,7 +93,7 @@ def list_places(cells, c, first, vertices, vertex, half):
     return place
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def merge_chords(layer_chord, begin, end, chord, unit_start):
     """One chord for all of the chords begin, ..., end - 1 of the layer that share both ends; returns their number."""
     chords = 0
@@ -107,7 +107,7 @@ def merge_chords(layer_chord, begin, end, chord, unit_start):
     return chords
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def find_meetings(chord, chords, pair, count):
     """List the pairs of chords whose ends interleave, and count those of each chord.
 
@@ -130,7 +130,7 @@ def find_meetings(chord, chords, pair, count):
     return meetings, most
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _value(h, a, b, share, v, j):
     """Unit j at vertex v, which is old or the edge point v - V of a, b, share."""
     if v < len(h):
@@ -140,7 +140,7 @@ def _value(h, a, b, share, v, j):
     return low + share[i] * (h[b[i], j] - low)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def order_meetings(cell, chords, meetings, count, layer, edge_points, kappa):
     """Sort the meetings along each chord, `count` of them in all.
 
@@ -178,7 +178,7 @@ def order_meetings(cell, chords, meetings, count, layer, edge_points, kappa):
     return tied
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def unite_meetings(chords, meetings, count):
     """Make one node of the meetings that coincide, and one entry of it on each chord; returns the number of nodes."""
     pair, start, entry, share = meetings.pair, meetings.start, meetings.entry, meetings.share
@@ -245,7 +245,7 @@ def unite_meetings(chords, meetings, count):
     return nodes
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def list_nodes(chords, meetings, count, nodes):
     """The chords through each of `count` nodes, with the node's rank on them."""
     start = nodes.start
@@ -265,7 +265,7 @@ def list_nodes(chords, meetings, count, nodes):
     start[0] = 0
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def place_nodes(cell, chords, meetings, layer, edge_points, vertices, extent, inner, best, offset):
     """Write the nodes as the inner points offset, ..., each placed by the chord on which it is least uncertain.
 
@@ -296,7 +296,7 @@ def place_nodes(cell, chords, meetings, layer, edge_points, vertices, extent, in
                     weight[at, 2 * turn + 1] = side * t
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def count_cells(cells, layer, first, edge_points, kappa, chords, cell, meetings):
     """How many cells there are when every cell is cut along its chords. cell, meetings: scratch.
 

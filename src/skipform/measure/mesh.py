@@ -15,9 +15,6 @@ between two places on the boundary, two chords meet if and only if their ends in
 cell the places on the boundary appear in their order. Floating point only orders the crossings along an edge and the
 meetings along a chord.
 
-numba keeps what it compiled in __pycache__ and renews a function when its own file changes, not when a constant, a
-record or a function that it imports does. Whoever changes one of those must delete __pycache__.
-
 V vertices, E edges, C cells, D columns of the state, words = ceil(units / 64).
 """
 

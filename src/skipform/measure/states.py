@@ -4,10 +4,11 @@ V vertices, D columns of the state, words = ceil(units / 64).
 """
 
 import numpy as np
-from numba import njit
+
+from skipform.measure.kernel import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def gather(rows, h, units, edge_points, inner_points, out):
     """Write the states of the vertices `rows` to out (n, D), with the first `units` columns rectified.
 
@@ -41,7 +42,7 @@ def gather(rows, h, units, edge_points, inner_points, out):
                 out[r, j] = (w0 * h[p0, j] + w1 * h[p1, j]) + (w2 * h[p2, j] + w3 * h[p3, j])
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def pack_signs(h, units, tau, kappa, positive, negative, largest, reach):
     """Write the strict signs of the first `units` columns of h (n, D) to positive and negative (n, words).
 

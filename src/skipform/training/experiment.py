@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 import yaml
 
@@ -165,11 +165,12 @@ def accepted() -> dict[str, dict[str, Any]]:
         "trainer": [trainer],
     }
     found: dict[str, dict[str, Any]] = {section: {} for section in classes}
-    found["task"]["name"] = Literal[tuple(tasks.names())]
     for section, functions in classes.items():
         for function in functions:
             for key, (_, hint) in arguments(function, NOT_SAID[section]).items():
-                found[section][key] = Union[found[section].get(key, hint), hint]  # noqa: UP007 (X | Y takes no Literal)
+                # where the kinds differ in the type, `complete` checks the value by the kind in use
+                found[section][key] = hint if found[section].get(key, hint) == hint else Any
+    found["data"]["name"], found["task"]["name"] = Literal[tuple(data.sets())], Literal[tuple(tasks.names())]
     return found
 
 

@@ -191,8 +191,9 @@ def _plain(value: Any) -> Any:
 def fingerprinted(config: dict[str, Any]) -> str:
     """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
     package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
-    shared = [package / "data" / "scenes.py", package / "tasks" / "task.py", package / "tasks" / "optimizer.py"]
-    sources = [*package.glob("nets/*.py"), *shared, *(Path(getfile(found)) for found in own)]
+    sources = [*package.glob("nets/*.py"), *(Path(getfile(found)) for found in own)]
+    sources += [package / "tasks" / "task.py", package / "tasks" / "optimizer.py", package / "arguments.py"]
+    sources += [package / "data" / f"{file}.py" for file in data.SHARED]
     return fingerprint(config, [*sources, Path(__file__), Path(__file__).with_name("journal.py")])
 
 

@@ -1,0 +1,177 @@
+"""The files of a data set: where they lie, whether they are intact, and how they are fetched."""
+
+import hashlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from skipform.errors import SkipformError
+
+# No network, no space, another checksum, a file or an archive that cannot be unpacked.
+FAILURES = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+
+
+class Source:
+    """Files below a folder, each of which can be fetched from its own address.
+
+    Args:
+        folder: the files lie here.
+        checksums: file, as a path below `folder` -> the md5 (32 digits) or sha256 sum (64 digits) of its content; None
+            where none is known, then a file is intact if it is not empty.
+        url: the address of a file without its name.
+        archive: a tar of the same files; one that is not in the folder is read from there.
+    """
+
+    def __init__(
+        self, folder: Path, checksums: Mapping[str, str | None], url: str, *, archive: Path | None = None
+    ) -> None:
+        self.folder, self.checksums, self.url, self.archive = folder, checksums, url, archive
+
+    def prepare(self, *, download: bool, command: str) -> None:
+        """Check every file, and fetch the damaged ones if `download` is true.
+
+        Raises:
+            SkipformError: one line that names the first damaged file, and, without `download`, `command`, the Python
+                statement that would fetch it.
+        """
+        if not (damaged := self.damaged()):
+            return
+        file, state = next(iter(damaged.items()))
+        if not download:
+            raise SkipformError(
+                f"{self.folder / file}: {state}; mend it with --data.download true,"
+                f' or with: python -c "import skipform; {command}"'
+            )
+        self.fetch(damaged)
+        for file, state in self.damaged().items():
+            raise SkipformError(f"{self.folder / file}: {state} at {self.url} too")
+
+    def damaged(self) -> dict[str, str]:
+        """The files that are not as they should be -> "missing", or "altered or cut short"."""
+        self.__dict__.pop("members", None)  # fetching changes what the archive holds
+        return {
+            file: "altered or cut short" if self.exists(file) else "missing"
+            for file in self.checksums
+            if not self.exists(file) or not self.is_intact(file)
+        }
+
+    def exists(self, file: str) -> bool:
+        return (self.folder / file).is_file() or file in self.members
+
+    def is_intact(self, file: str) -> bool:
+        """Whether a file that exists is as it should be."""
+        if checksum := self.checksums[file]:
+            return digest(self.read(file), checksum) == checksum
+        path = self.folder / file
+        return (path.stat().st_size if path.is_file() else self.members[file].size) > 0
+
+    def read(self, file: str) -> bytes:
+        """The content of a file that exists; of an archive that was cut short before the file's end, nothing."""
+        path = self.folder / file
+        if path.is_file():
+            return path.read_bytes()
+        member = self.members[file]
+        try:
+            with tarfile.open(self.archive) as tar:
+                return tar.extractfile(member).read()  # type: ignore[union-attr]
+        except tarfile.ReadError:
+            return b""
+
+    @cached_property
+    def members(self) -> dict[str, tarfile.TarInfo]:
+        """The files in the archive; of one that was cut short, those that are left."""
+        found: dict[str, tarfile.TarInfo] = {}
+        if self.archive and self.archive.is_file():
+            try:
+                with tarfile.open(self.archive) as tar:
+                    for member in tar:
+                        found[member.name] = member
+            except tarfile.TarError:  # it was cut short, or is no tar
+                return found
+        return found
+
+    def fetch(self, files: Iterable[str]) -> None:
+        """Fetch each of the files; discard one that arrives with another checksum."""
+        for file in files:
+            self._download(self.url + file, file)
+
+    def _download(self, url: str, file: str) -> None:
+        from torchvision.datasets.utils import download_url
+
+        path = self.folder / file
+        partial = path.with_name(f"{path.name}.part")
+        partial.unlink(missing_ok=True)  # download_url would take it for the file
+        try:
+            download_url(url, str(partial.parent), partial.name)
+            checksum = self.checksums[file]
+            if checksum and digest(self.unpacked(partial.read_bytes()), checksum) != checksum:
+                raise OSError("it has another checksum there")
+            partial.replace(path)
+        except FAILURES as error:
+            raise SkipformError(f"{path}: could not be fetched from {url}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def unpacked(self, content: bytes) -> bytes:
+        """The bytes whose checksum counts, of a file's content."""
+        return content
+
+
+class ArchiveSource(Source):
+    """Files that are fetched together, in one archive (zip, tar, tar.gz).
+
+    Args:
+        url: the address of the archive.
+        md5: its md5 sum, if known.
+        inside: the folder of the archive that corresponds to `folder`. Of its subfolders those that hold files of the
+            set are unpacked.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        checksums: Mapping[str, str | None],
+        url: str,
+        *,
+        md5: str | None = None,
+        inside: str = "",
+        archive: Path | None = None,
+    ) -> None:
+        super().__init__(folder, checksums, url, archive=archive)
+        self.md5, self.inside = md5, inside
+
+    def fetch(self, files: Iterable[str]) -> None:
+        """Fetch the archive and put its files into the folder.
+
+        The archive is removed afterwards, unless it was there before or is itself read from.
+        """
+        from torchvision.datasets.utils import download_url, extract_archive
+
+        archive = self.folder / Path(self.url).name
+        if self.md5 is None:
+            archive.unlink(missing_ok=True)  # download_url would take it for the archive, whatever it is
+        keep = archive.is_file() or archive == self.archive
+        folders = {Path(file).parts[0] for file in self.checksums}
+        try:
+            download_url(self.url, str(self.folder), archive.name, self.md5)
+            with TemporaryDirectory(dir=self.folder) as unpacked:
+                extract_archive(str(archive), unpacked)
+                inside = Path(unpacked, self.inside)
+                for path in [path for folder in folders for path in (inside / folder).rglob("*") if path.is_file()]:
+                    target = self.folder / path.relative_to(inside)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+        except FAILURES as error:
+            first = self.folder / next(iter(files))
+            raise SkipformError(f"{first}: could not be fetched from {self.url}: {error}") from error
+        if not keep:
+            archive.unlink()
+
+
+def digest(content: bytes, like: str) -> str:
+    """The md5 or sha256 sum of the content, whichever has as many digits as `like`."""
+    return hashlib.new({32: "md5", 64: "sha256"}[len(like)], content).hexdigest()
