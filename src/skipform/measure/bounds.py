@@ -6,8 +6,8 @@ space n_0 is 1 or 2, the slice being the first affine map.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from math import comb, prod
+from operator import index
 
 from skipform.errors import SkipformError
 
@@ -29,10 +29,12 @@ def bounds(widths: Sequence[int], inputs: int, *, skips: bool = False) -> Bounds
     off does not lower the dimension of what later layers see, and Serra's bound does not apply; Raghu's does, since on
     every region the next layer is still an arrangement of n_l hyperplanes in n_0 dimensions.
     """
+    try:  # Python's integers: those of NumPy overflow
+        widths, inputs = [index(width) for width in widths], index(inputs)
+    except TypeError:
+        raise SkipformError(f"bounds: {inputs} inputs, widths {widths}; integers are accepted") from None
     if inputs < 1 or any(width < 0 for width in widths):
-        raise SkipformError(
-            f"bounds: {inputs} inputs, widths {list(widths)}; at least 1 input and widths >= 0 accepted"
-        )
+        raise SkipformError(f"bounds: {inputs} inputs, widths {widths}; at least 1 input and widths >= 0 accepted")
     serra = None if skips else serra_upper(widths, inputs)
     raghu = raghu_upper(widths, inputs)
     narrow = any(width < inputs for width in widths)
@@ -55,14 +57,15 @@ def serra_upper(widths: Sequence[int], inputs: int) -> int:
     """sum over (j_1, ..., j_L) in J of prod_l C(n_l, j_l), J = {0 <= j_l <= min(n_0, n_1 - j_1, ..., n_{l-1} - j_{l-1},
     n_l)} (Serra et al. 2018, Theorem 1): j_l counts units off, which lower the rank that later layers see."""
 
-    @cache
-    def regions(layer: int, rank: int) -> int:
-        if layer == len(widths):
-            return 1
-        width = widths[layer]
-        return sum(comb(width, j) * regions(layer + 1, min(rank, width - j)) for j in range(min(rank, width) + 1))
-
-    return regions(0, inputs)
+    # From the last layer to the first: after[r] for a rank r of what the layer sees, which no width exceeds.
+    after = [1] * (min(inputs, max(widths, default=0)) + 1)
+    for width in reversed(widths):
+        choices = [comb(width, j) for j in range(min(len(after) - 1, width) + 1)]
+        after = [
+            sum(choices[j] * after[min(rank, width - j)] for j in range(min(rank, width) + 1))
+            for rank in range(len(after))
+        ]
+    return after[-1]
 
 
 def montufar_lower(widths: Sequence[int], inputs: int) -> int:

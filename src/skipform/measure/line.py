@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.measure.program import TOLERANCE, UNIT, Program, Step, rounding
+from skipform.measure.program import TOLERANCE, UNIT, Program, Step, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
 SLOPE = 4.0
@@ -49,17 +49,15 @@ def line(
     given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB, whatever the number
     of regions, plus y at every break point.
 
-    Raises SkipformError for end points that do not fit, and UnsupportedOperation for a net that is not
-    piecewise linear.
+    Raises SkipformError for end points that do not fit and where values leave the range of float64 (program.py), and
+    UnsupportedOperation for a net that is not piecewise linear.
     """
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    a, b = points("line", a=a, b=b)
     if a.shape != b.shape:
         raise SkipformError(
             f"line: end points of shape {tuple(a.shape)} and {tuple(b.shape)}; the same shape is accepted"
         )
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise SkipformError("line: an end point is not finite; finite numbers are accepted")
-    return line_of(Program.of(f, a), torch.stack([a, b]).detach().cpu().double().reshape(2, -1), progress)
+    return line_of(Program.of(f, a), torch.stack([a, b]).flatten(1), progress)
 
 
 def line_of(program: Program, ends: Tensor, progress: Callable[[float], object] | None = None) -> LineRegions:

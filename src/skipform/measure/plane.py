@@ -19,6 +19,7 @@ C cells, m outputs.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from skipform.errors import SkipformError
 from skipform.measure.mesh import Mesh, box_mesh
-from skipform.measure.program import TOLERANCE, UNIT, Program, rounding
+from skipform.measure.program import LARGEST, SMALLEST, TOLERANCE, UNIT, Program, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
 _SAMPLES = 33  # points on each of the two lines along which sign changes are counted before a plane is begun
@@ -132,20 +133,29 @@ def plane(
     more than `limit` ReLU values (regions times ReLUs) to evaluate, for cells that need more than the memory, and where
     double precision does not suffice; UnsupportedOperation for a net that is not piecewise linear.
     """
-    points = [torch.as_tensor(point).detach().cpu().double() for point in (origin, u, v)]
-    if len({point.shape for point in points}) != 1:
-        shapes = ", ".join(str(tuple(point.shape)) for point in points)
+    origin, u, v = points("plane", origin=origin, u=u, v=v)
+    if not origin.shape == u.shape == v.shape:
+        shapes = ", ".join(str(tuple(point.shape)) for point in (origin, u, v))
         raise SkipformError(f"plane: origin, u, v of shapes {shapes}; the same shape is accepted")
-    if not all(bool(point.isfinite().all()) for point in points):
-        raise SkipformError("plane: origin, u or v is not finite; finite numbers are accepted")
-    low_s, high_s, low_t, high_t = (float(side) for side in box)
-    box = (low_s, high_s, low_t, high_t)
-    if not (low_s < high_s and low_t < high_t and np.isfinite(box).all()):
-        raise SkipformError(f"plane: box {box}; (low s, high s, low t, high t) with low < high is accepted")
-    program = Program.of(f, points[0])
-    slice_ = torch.stack([point.reshape(-1) for point in points])
+    box = _sides(box)
+    program = Program.of(f, origin)
+    slice_ = torch.stack([origin, u, v]).flatten(1)
     _check_limit(program, slice_, box, limit)
     return PlaneRegions(_count(program, slice_, box, memory, progress), program, slice_, box, memory)
+
+
+def _sides(box: Any) -> tuple[float, float, float, float]:
+    """The box as four numbers, low < high, whose differences can be multiplied. Else SkipformError."""
+    try:
+        low_s, high_s, low_t, high_t = (float(side) for side in box)
+    except (TypeError, ValueError):
+        raise SkipformError(f"plane: box {box}; four numbers (low s, high s, low t, high t) are accepted") from None
+    if not all(SMALLEST < side < LARGEST for side in (high_s - low_s, high_t - low_t)):
+        raise SkipformError(
+            f"plane: box {(low_s, high_s, low_t, high_t)}; (low s, high s, low t, high t) with low < high, sides of"
+            f" {SMALLEST:.0e} to {LARGEST:.0e}, is accepted"
+        )
+    return low_s, high_s, low_t, high_t
 
 
 def _check_limit(program: Program, slice_: Tensor, box: tuple[float, float, float, float], limit: float) -> None:
@@ -230,7 +240,7 @@ def _affine_maps(program: Program, slice_: Tensor, mesh: Mesh) -> tuple[np.ndarr
         for k, step in enumerate(program.steps):
             error = rounding(step, state.abs().amax((0, 1)), error)
             zero = step.apply(torch.zeros(1, state.shape[2], dtype=torch.float64))
-            state = step.apply(state.reshape(-1, state.shape[2])).reshape(len(state), 3, -1)
+            state = step.apply(state.flatten(0, 1)).reshape(len(state), 3, step.width)
             state[:, 1:] -= zero
             error = error + zero[0].abs()  # the constant was added and subtracted again, which rounds
             if k == len(program.steps) - 1:

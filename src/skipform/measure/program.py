@@ -18,6 +18,8 @@ A value is zero when it is at most TOLERANCE u e: 8 standard deviations, times 8
 (a blocked sum of up to 64 roundings in a row). 64 u = 7e-15 lies far below what generic nets need: among 10^8
 values of size 1 the smallest is about 10^-8.
 
+The model knows neither overflow nor underflow, so an e that is neither 0 nor between 2^-480 and 2^480 is refused.
+
 n points, D columns of a state, d input features, m outputs.
 """
 
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from skipform.errors import InternalError, SkipformError
 from skipform.theory.affine import Affine
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 UNIT = 2.0**-53
 TOLERANCE = 64.0
+SMALLEST, LARGEST = 2.0**-480, 2.0**480  # of an e; the square of one is still a normal number
 _PROBES = 8
 
 
@@ -86,7 +90,7 @@ class Program:
                 raise SkipformError(
                     f"measure: a point of shape {tuple(x.shape)}; {f.input_shape or (f.in_features,)} is accepted"
                 )
-            return _of_canonical(f.float() if f.is_exact else f, check)
+            return _of_canonical(in_float64(f), check)
         from skipform.compiler.capture import in_dtype_of  # the compiler is only needed for torch modules
         from skipform.compiler.rewrite import rewrite_in_float64
 
@@ -94,6 +98,7 @@ class Program:
         (example,) = in_dtype_of(module, (x.detach().cpu()[None],))
         # Additions stay additions: written as a concatenation they would only make the state wider.
         graph = rewrite_in_float64(module, example, keep_add=True, check=check)
+        _refuse_other_outputs(graph)
         program = _of_graph(graph, example.double())
         if check:
             program.compare(graph, tuple(x.shape))
@@ -150,12 +155,66 @@ class Program:
         return tangent.view(n, r, -1), TOLERANCE * UNIT * error
 
 
+def points(where: str, **given: Any) -> list[Tensor]:
+    """The given inputs in float64 on the CPU, in memory of their own: a module may write into its input. Raises
+    SkipformError for complex or non-finite numbers; `where` and the keywords name them."""
+    copies = []
+    for name, x in given.items():
+        x = torch.as_tensor(x)
+        if x.is_complex():
+            raise SkipformError(f"{where}: {name} is {x.dtype}; real numbers are accepted")
+        if not bool(x.isfinite().all()):
+            raise SkipformError(f"{where}: {name} is not finite; finite numbers are accepted")
+        copies.append(x.detach().to("cpu", torch.float64, copy=True))
+    return copies
+
+
+def in_float64(net: CanonicalNetwork) -> CanonicalNetwork:
+    """The network with entries in float64. Raises SkipformError if one is a Fraction beyond the range of float64."""
+    if not net.is_exact:
+        return net
+    try:
+        rounded = net.float()
+    except OverflowError:
+        raise SkipformError("measure: an entry of the network is too large for float64") from None
+    for exact, affine in zip(net.affine_maps, rounded.affine_maps, strict=True):
+        for before, after in ((exact.data, affine.data), (exact.bias, affine.bias)):
+            if ((before != 0) & (abs(after) < np.finfo(np.float64).tiny)).any():
+                raise SkipformError("measure: an entry of the network is too small for float64")
+    return rounded
+
+
+def output(module: nn.Module, x: Tensor) -> Tensor:
+    """The one tensor that the module returns for the batch x. Raises SkipformError if x does not fit the module, or if
+    it returns anything else."""
+    from skipform.compiler.capture import CAPTURE_FAILURES
+
+    try:
+        returned = pytree.tree_leaves(module(x))
+    except CAPTURE_FAILURES as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SkipformError(
+            f"measure: {type(module).__name__} does not run on an input of shape {tuple(x.shape)}: {first}"
+        ) from error
+    if len(returned) != 1 or not isinstance(returned[0], Tensor):
+        raise SkipformError(f"measure: {type(module).__name__} returns {len(returned)} values; one tensor is accepted")
+    return returned[0]
+
+
 def on_cpu(module: nn.Module) -> nn.Module:
-    """A copy of the module on the CPU. Raises SkipformError if it is in training mode."""
+    """A copy of the module on the CPU. Raises SkipformError if it is in training mode or cannot be copied."""
+    if not isinstance(module, nn.Module):
+        raise SkipformError(
+            f"measure: a network of type {type(module).__name__}; a torch module or a CanonicalNetwork is accepted"
+        )
     training = [name or type(module).__name__ for name, part in module.named_modules() if part.training]
     if training:
         raise SkipformError(f"measure: {training[0]} is in training mode; a module in eval mode is accepted")
-    return copy.deepcopy(module).cpu()
+    try:
+        return copy.deepcopy(module).cpu()
+    except (RuntimeError, NotImplementedError) as error:  # parameters on the meta device, a hooked weight_norm
+        first = str(error).splitlines()[0]
+        raise SkipformError(f"measure: {type(module).__name__} cannot be copied to the CPU: {first}") from error
 
 
 def promoted(module: nn.Module) -> nn.Module:
@@ -164,14 +223,31 @@ def promoted(module: nn.Module) -> nn.Module:
 
 
 def rounding(step: Step, size: Tensor, error: Tensor) -> Tensor:
-    """e after the step, (width,), from the largest absolute value and the e of each column before it (see above)."""
+    """e after the step, (width,), from the largest absolute value and the e of each column before it (see above).
+    Raises SkipformError where the model does not hold: values that are not finite, too large or too small."""
     generator = torch.Generator().manual_seed(0)  # fixed signs: the same net always has the same tolerance
     uniform = torch.rand(_PROBES, len(size), generator=generator, dtype=torch.float64) * 2 - 1
     # Signs times [1/2, 3/2]: no two terms of equal size cancel in all probes. 13/12 is their mean square.
     factors = (uniform + 0.5 * uniform.sign()) * (12 / 13) ** 0.5
-    spread = factors * (size.square() + error.square()).sqrt()
+    spread = factors * torch.hypot(size, error)  # (_PROBES, D)
     out = step.apply(torch.cat([spread, torch.zeros_like(spread[:1])]))
-    return (out[:-1] - out[-1]).square().mean(0).sqrt() + out[-1].abs()
+    # Over its largest entry, the square of which may not be a float64.
+    linear, constant = out[:-1] - out[-1], out[-1].abs()
+    largest = linear.abs().amax(0)
+    after = largest * (linear / torch.where(largest > 0, largest, 1.0)).square().mean(0).sqrt() + constant
+    accepted = ((after >= SMALLEST) & (after <= LARGEST)) | (after == 0)
+    if not bool((after > 0).all()):
+        # Zero from zeros, or from products that are too small for float64? Those of large values are not.
+        probe = factors[:1] * LARGEST * (spread[:1] != 0)
+        large = step.apply(torch.cat([probe, torch.zeros_like(probe)]))
+        accepted &= (after > 0) | (large[0] == large[1])
+    if not bool(accepted.all()):
+        worst = float(after[~accepted][0])
+        raise SkipformError(
+            f"measure: values of size {worst:.1g} between the layers; 0 and {SMALLEST:.0e} to {LARGEST:.0e} accepted,"
+            " within which float64 neither overflows nor underflows (scale the net or its inputs)"
+        )
+    return after
 
 
 def dense_step(weight: Tensor, bias: Tensor, carried: Tensor | None = None) -> Step:
@@ -190,7 +266,7 @@ def _affine_step(affine: Affine, carried: np.ndarray) -> Step:
     """x -> (A x ; x[carried]), through a dense product unless the matrix is large and sparse."""
     matrix = affine.weight
     columns = torch.from_numpy(carried) if len(carried) else None
-    bias = torch.from_numpy(affine.bias)
+    bias = torch.tensor(affine.bias)  # a copy: the network may be changed while a measure still reads the program
     # Per entry a dense product is about ten times as fast as a sparse one.
     if affine.nonzeros * 10 >= affine.in_features * affine.out_features or matrix.shape[0] * matrix.shape[1] < 1 << 16:
         return dense_step(torch.from_numpy(matrix.toarray()), bias, columns)
@@ -239,6 +315,19 @@ def _compare_step(step: Step, affine: Affine, state: np.ndarray, carried: np.nda
         raise InternalError(f"measure: step {k} of a canonical network differs from its layer; please report it")
 
 
+def _refuse_other_outputs(graph: "fx.GraphModule") -> None:
+    """Raise SkipformError unless the graph returns one tensor with a row for each sample."""
+    from skipform.compiler.check import output_nodes
+
+    outputs = output_nodes(graph.graph)
+    if len(outputs) != 1:
+        raise SkipformError(f"measure: the net returns {len(outputs)} tensors; one is accepted")
+    if "batch_dim" not in outputs[0].meta:
+        raise SkipformError(
+            "measure: the net returns a constant without a batch dimension; one row a sample is accepted"
+        )
+
+
 def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
     """The program of a rewritten module: its nodes in order, cut before every ReLU."""
     nodes = list(graph.graph.nodes)
@@ -260,8 +349,6 @@ def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
     steps = []
     relus = [i for i, node in enumerate(nodes) if node.op == "call_function" and node.target is torch.relu]
     for cut in [*relus, len(nodes) - 1]:
-        if len(nodes[cut].all_input_nodes) != 1:
-            raise SkipformError(f"measure: the net returns {len(nodes[cut].all_input_nodes)} tensors; one is accepted")
         is_last = cut == len(nodes) - 1
         body = [node for node in nodes[begin:cut] if node in moving and node is not source]
         carried = [] if is_last else [node for node in (*live, *body) if last_use.get(node, -1) > cut]
@@ -270,7 +357,7 @@ def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
         with torch.no_grad():
             row, *rest = segment.run(row)
         state_shapes = [tuple(value.shape[1:]) for value in (row, *rest)]
-        row = torch.cat([value.reshape(1, -1) for value in (row, *rest)], 1)
+        row = torch.cat([value.unsqueeze(1).flatten(1) for value in (row, *rest)], 1)
         steps.append(Step(segment, 0 if is_last else math.prod(state_shapes[0]), row.shape[1]))
         live, begin = [nodes[cut], *carried], cut + 1
         shapes = dict(zip(live, state_shapes, strict=True))
@@ -293,7 +380,7 @@ class _Segment:
         widths = [math.prod(self.shapes[node]) for node in self.live]
         env = dict(self.constants)
         for node, columns in zip(self.live, state.split(widths, 1), strict=True):
-            value = columns.reshape(-1, *self.shapes[node])
+            value = columns.reshape(len(state), *self.shapes[node])
             env[node] = value.movedim(0, node.meta.get("batch_dim", 0))
         self.interpreter.env = env
         for node in self.body:
@@ -302,4 +389,4 @@ class _Segment:
 
     @torch.no_grad()
     def __call__(self, state: Tensor) -> Tensor:
-        return torch.cat([value.reshape(len(state), -1) for value in self.run(state)], 1)
+        return torch.cat([value.unsqueeze(1).flatten(1) for value in self.run(state)], 1)

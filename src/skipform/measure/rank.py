@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel  # vmap has rules only for the plain formula of attention
+from torch.utils import _pytree as pytree
 
 from skipform.errors import SkipformError
-from skipform.measure.program import Program, promoted
+from skipform.measure.program import SMALLEST, Program, in_float64, output, points, promoted
 from skipform.theory.network import CanonicalNetwork
 
 _MEMORY = 8 << 30  # bytes of one Jacobian and of the copy its decomposition works on
@@ -35,43 +36,49 @@ class Rank:
     @staticmethod
     def of(matrix: Tensor) -> "Rank":
         rows, columns = matrix.shape
+        if not bool(matrix.isfinite().all()):
+            raise SkipformError("rank: a Jacobian that is not finite; finite weights and values are accepted")
         # The singular values of a wide or tall matrix are those of its triangular factor, which is small.
         square = torch.linalg.qr(matrix if rows >= columns else matrix.T, mode="r").R
         sigma = torch.linalg.svdvals(square).numpy()
         largest = sigma[0] if len(sigma) else 0.0
+        if 0 < largest < SMALLEST:
+            raise SkipformError(
+                f"rank: a Jacobian of norm {largest:.1g}, too small for float64; {SMALLEST:.0e} is accepted"
+            )
         rank = int((sigma > max(rows, columns) * 2.0**-52 * largest).sum()) if largest > 0 else 0
         below = sigma[rank] if rank < len(sigma) else 0.0
         gap = float(sigma[rank - 1] / below) if rank and below > 0 else float("inf")
         return Rank(rank, gap, (rows, columns), sigma)
 
 
+@torch.inference_mode(False)  # in which there are no derivatives, and all would be zero
 def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     """The rank of dy/dx (m, d) at x, one input without a batch dimension, in float64.
 
     f is a canonical network or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU at zero is
-    off. Raises SkipformError for a module in training mode, an input that is not of floating point, or a Jacobian of
-    more than 4 GiB.
+    off. Raises SkipformError for a module in training mode or with chance in its forward, an input that does not fit or
+    is not of floating point, a Jacobian that is not finite, or one of more than 4 GiB.
     """
-    x = torch.as_tensor(x)
-    if not x.is_floating_point():
-        raise SkipformError(f"jacobian_rank: x is {x.dtype}; a floating-point input is accepted")
-    x = x.detach().cpu().double()
+    if not torch.as_tensor(x).is_floating_point():
+        raise SkipformError(f"jacobian_rank: x is {torch.as_tensor(x).dtype}; a floating-point input is accepted")
+    (x,) = points("jacobian_rank", x=x)
     if isinstance(f, CanonicalNetwork):
         program = Program.of(f, x)
         _check_memory("jacobian_rank", program.steps[-1].width, x.numel())
         slopes, _ = program.slopes(x.reshape(1, -1), torch.eye(x.numel(), dtype=torch.float64))
         return Rank.of(slopes[0].T)
     module = promoted(f)
-    with torch.no_grad():
-        outputs = module(x[None]).numel()
+    outputs = _outputs(module, x)
     _check_memory("jacobian_rank", outputs, x.numel())
     # Reverse mode costs one pass per output, forward mode one per input.
     differentiate = jacrev if outputs <= x.numel() else jacfwd
     with sdpa_kernel(SDPBackend.MATH):
-        jacobian = differentiate(lambda point: module(point[None]).reshape(-1))(x)
+        jacobian = differentiate(lambda point: output(module, point[None].clone()).reshape(-1))(x)
     return Rank.of(jacobian.detach().reshape(outputs, x.numel()))
 
 
+@torch.inference_mode(False)
 def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     """The rank of d(y_1, ..., y_n)/d theta (n m, P) over the batch x (n, ...), in float64.
 
@@ -79,11 +86,25 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     Functional dimension of feedforward ReLU neural networks); it grows with n up to that of f. theta: the parameters
     of a module that require a gradient; the stored entries and all biases of a canonical network.
 
-    Raises SkipformError for a module in training mode or without parameters, or a Jacobian of more than 4 GiB.
+    Raises SkipformError for a module in training mode, with chance in its forward or without parameters, a batch that
+    does not fit, a Jacobian that is not finite, or one of more than 4 GiB.
     """
-    x = torch.as_tensor(x).detach().cpu()
-    x = x.double() if x.is_floating_point() else x
-    module = _parametrised(f.float() if f.is_exact else f) if isinstance(f, CanonicalNetwork) else promoted(f)
+    x = torch.as_tensor(x)
+    kind = x.dtype
+    (x,) = points("functional_dimension", x=x)
+    x = x if kind.is_floating_point else x.to(kind)  # words
+    if x.ndim < 1 or len(x) == 0:
+        raise SkipformError(f"functional_dimension: x of shape {tuple(x.shape)}; a batch of at least 1 is accepted")
+    if isinstance(f, CanonicalNetwork):
+        accepted = {(f.in_features,), f.input_shape}
+        if tuple(x.shape[1:]) not in accepted:
+            shape = ("n", *(f.input_shape or (f.in_features,)))
+            raise SkipformError(
+                f"functional_dimension: x of shape {tuple(x.shape)}; ({', '.join(map(str, shape))}) is accepted"
+            )
+        module: nn.Module = _Canonical(in_float64(f)).eval()
+    else:
+        module = promoted(f)
     free = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     if not free:
         raise SkipformError(f"functional_dimension: {type(f).__name__} has no parameter that requires a gradient")
@@ -91,16 +112,17 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     fixed |= dict(module.named_buffers())
 
     def value(parameters: dict[str, Tensor], point: Tensor) -> Tensor:
-        return functional_call(module, {**parameters, **fixed}, (point[None],)).reshape(-1)
+        returned = functional_call(module, {**parameters, **fixed}, (point[None].clone(),))
+        return pytree.tree_leaves(returned)[0].reshape(-1)
 
-    with torch.no_grad():
-        outputs = value(free, x[0]).numel()
+    outputs = _outputs(module, x[0])
     size = sum(p.numel() for p in free.values())
     _check_memory("functional_dimension", len(x) * outputs, size)
     # A few points at a time: vmap keeps every layer of every output of every point at once.
     with sdpa_kernel(SDPBackend.MATH):
         jacobian = vmap(jacrev(value), in_dims=(None, 0), chunk_size=16)(free, x)
-    return Rank.of(torch.cat([part.reshape(len(x) * outputs, -1) for part in jacobian.values()], 1))
+    rows = len(x) * outputs
+    return Rank.of(torch.cat([part.reshape(rows, free[name].numel()) for name, part in jacobian.items()], 1))
 
 
 def ranks(net: nn.Module, inner: nn.Module, x: Tensor, name: str = "feature") -> dict[str, Any]:
@@ -119,6 +141,17 @@ def ranks(net: nn.Module, inner: nn.Module, x: Tensor, name: str = "feature") ->
 def finite(gap: float) -> float | None:
     """JSON has no infinity: null where no singular value is left below the rank."""
     return gap if math.isfinite(gap) else None
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, x: Tensor) -> int:
+    """How many numbers the module returns for the input x. Raises SkipformError unless it returns the same twice."""
+    first, second = (output(module, x[None].clone()) for _ in range(2))
+    if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-9, equal_nan=True):
+        raise SkipformError(
+            f"measure: {type(module).__name__} returns two values for one input; a forward without chance is accepted"
+        )
+    return first.numel()
 
 
 def _check_memory(what: str, rows: int, columns: int) -> None:
@@ -154,7 +187,3 @@ class _Canonical(nn.Module):
             h = z @ weight.T + self.biases[k]
             z = h if k == len(self.sizes) - 1 else torch.cat([h.relu(), z], 1)
         return z
-
-
-def _parametrised(net: CanonicalNetwork) -> nn.Module:
-    return _Canonical(net).eval()

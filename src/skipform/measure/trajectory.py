@@ -3,6 +3,7 @@
 n points of the path, d inputs, m outputs.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from skipform.errors import SkipformError
 from skipform.measure.line import line_of
-from skipform.measure.program import Program, promoted
+from skipform.measure.program import Program, in_float64, output, points, promoted
 from skipform.theory.network import CanonicalNetwork
 
 
@@ -34,9 +35,11 @@ def trajectory_length(f: nn.Module | CanonicalNetwork, path: Tensor, *, exact: b
     The image of each segment is measured through its two ends, which is a lower bound that grows as the path is
     refined; with `exact` through all its break points, which is the length itself and needs a piecewise-linear f.
 
-    Raises SkipformError for fewer than two points or a module in training mode.
+    Every point is evaluated by itself, as a batch of one, so that outputs with the batch in another place and nets
+    that mix the samples of a batch are measured like any other. Raises SkipformError for fewer than two points, a
+    module in training mode, or a length that is not finite.
     """
-    path = torch.as_tensor(path).detach().cpu().double()
+    (path,) = points("trajectory_length", path=path)
     if path.ndim < 2 or len(path) < 2:
         raise SkipformError(f"trajectory_length: a path of shape {tuple(path.shape)}; at least two points are accepted")
     flat = path.reshape(len(path), -1)
@@ -44,8 +47,12 @@ def trajectory_length(f: nn.Module | CanonicalNetwork, path: Tensor, *, exact: b
     if exact:
         program = Program.of(f, path[0])
         segments = [_refined(program, flat[i : i + 2]) for i in range(len(flat) - 1)]
-        return Trajectory(length, sum(_length(_values(program, points)) for points in segments))
-    y = f(path) if isinstance(f, CanonicalNetwork) else promoted(f)(path)
+        return Trajectory(length, sum(_length(_values(program, refined)) for refined in segments))
+    if isinstance(f, CanonicalNetwork):
+        y = in_float64(f)(path)
+    else:
+        module = promoted(f)
+        y = torch.stack([output(module, point[None].clone()).reshape(-1) for point in path]).double()
     return Trajectory(length, _length(y.reshape(len(path), -1)))
 
 
@@ -55,13 +62,17 @@ def _refined(program: Program, ends: Tensor) -> Tensor:
     return torch.cat([ends[:1], torch.lerp(ends[:1], ends[1:], t[:, None]), ends[1:]])
 
 
-def _values(program: Program, points: Tensor) -> Tensor:
-    state = points
+def _values(program: Program, state: Tensor) -> Tensor:
     for step in program.steps:
         state = step.apply(state)
         state[:, : step.units].relu_()
     return state
 
 
-def _length(points: Tensor) -> float:
-    return float((points[1:] - points[:-1]).norm(dim=1).sum())
+def _length(path: Tensor) -> float:
+    steps = path[1:] - path[:-1]
+    largest = steps.abs().amax(1, keepdim=True)  # of each step: its square may be beyond float64
+    length = float((largest[:, 0] * (steps / torch.where(largest > 0, largest, 1.0)).norm(dim=1)).sum())
+    if not math.isfinite(length):
+        raise SkipformError(f"trajectory_length: a length of {length}; finite values are accepted")
+    return length

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipform import nets
 from skipform.compiler.flatten import structure
@@ -113,31 +114,41 @@ def described(module: nn.Module, *inputs: Tensor) -> dict[str, Any]:
 
 
 class Watched(TorchDispatchMode):
-    """Follows the tensors that depend on the inputs through every operation of a forward pass."""
+    """Follows the tensors that depend on the inputs through every operation of a forward pass. They are numbered in the
+    order in which they are made, and held, so that a number stands for one tensor for good."""
 
     def __init__(self, inputs: list[Tensor]):
         super().__init__()
-        self.tensors = inputs  # kept, so that no id is given twice
-        self.steps: list[tuple[str, list[int], list[int]]] = [("", [], [id(x) for x in inputs])]  # name, reads, writes
-        self.depth = {id(x): 0 for x in inputs}
+        self.tensors = inputs
+        self.number = WeakTensorKeyDictionary()  # of each tensor
+        self.depth: list[int] = []  # ReLU layers below each tensor
+        self.steps: list[tuple[str, list[int], list[int]]] = [("", [], self._add(inputs, 0))]  # name, reads, writes
+
+    def _add(self, tensors: list[Tensor], depth: int) -> list[int]:
+        """The numbers of the tensors, which an operation has just written."""
+        for x in tensors:
+            if x not in self.number:
+                self.number[x] = len(self.depth)
+                self.depth.append(depth)
+            self.depth[self.number[x]] = depth
+        return [self.number[x] for x in tensors]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         leaves = pytree.tree_leaves((args, kwargs))
-        reads = [id(x) for x in leaves if isinstance(x, Tensor) and id(x) in self.depth]
+        reads = [self.number[x] for x in leaves if isinstance(x, Tensor) and x in self.number]
         if reads:
             name = function._schema.name.removeprefix("aten::")
             written = [x for x in pytree.tree_leaves(result) if isinstance(x, Tensor)]
             self.tensors += written
             depth = max(self.depth[i] for i in reads) + (name == "relu")
-            self.depth |= {id(x): depth for x in written}
-            self.steps.append((name, reads, [id(x) for x in written]))
+            self.steps.append((name, reads, self._add(written, depth)))
         return result
 
     def counts(self, outputs: Any) -> dict[str, int]:
         """As `described` says, of all that was seen."""
-        size = {id(x): x.numel() for x in self.tensors}
-        final = [id(x) for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
+        size = {self.number[x]: x.numel() for x in self.tensors}
+        final = [self.number[x] for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
         last = {i: step for step, (_, reads, _) in enumerate(self.steps) for i in reads}
         last |= dict.fromkeys(final, len(self.steps))
         held, most, relus = dict[int, int](), 0, list[int]()
