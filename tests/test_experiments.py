@@ -229,8 +229,8 @@ def test_yaml_numbers_without_a_point_are_numbers(folder):
 
 CROPS = {  # data set: (task, net, {what is given as --data.crop: what becomes of it, or that it is refused})
     "digits": ("classify", {"name": "mlp"}, {"1": 1, "2.5": "refused"}),
-    "digit_masks": ("segment", {"net": "unet"}, {"48": 48, "null": None, "1.5": "refused"}),
-    "digit_boxes": ("detect", {"net": "fpn", "backbone": {"net": "resnet"}}, {"0.5": 0.5, "1": 1.0, "x": "refused"}),
+    "digit_masks": ("segment", {"name": "unet"}, {"48": 48, "null": None, "1.5": "refused"}),
+    "digit_boxes": ("detect", {"name": "fpn", "backbone": {"name": "resnet"}}, {"0.5": 0.5, "1": 1.0, "x": "refused"}),
 }
 
 
