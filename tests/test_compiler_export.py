@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_compiler_models import randomised
+from test_compiler_rules import Function
 from torch import nn
 
 from skipform.compiler.rewrite import rewrite
+from skipform.compiler.rules import RULES
 from skipform.stages import cli
+from skipform.stages import rewrite as stage
 from skipform.stages.rewrite import export
 from skipform.theory.network import CanonicalNetwork
 
@@ -83,3 +86,49 @@ def test_the_command_refuses_in_one_line_and_leaves_no_file(arguments, words, tm
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert words in line
     assert list(tmp_path.iterdir()) == []
+
+
+LINEAR = ["torch.nn:Linear", "--arguments", '{"in_features": 4, "out_features": 3}', "--input", "1,4"]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 2**29 * 1e-12)])
+def test_the_command_writes_a_file_up_to_its_bound_and_none_above(dtype, bound, tmp_path, monkeypatch, capsys):
+    difference = stage._difference
+
+    def differing(by):
+        def measured(model, plain, inputs):
+            return bound * by if inputs[0].dtype == getattr(torch, dtype) else difference(model, plain, inputs)
+
+        return measured
+
+    out = tmp_path / "net.safetensors"
+    monkeypatch.setattr(stage, "_difference", differing(2.0))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"Linear: rewritten, it differs by {2 * bound:.1e} in {dtype}" in line
+    monkeypatch.setattr(stage, "_difference", differing(float("nan")))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 2
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(stage, "_difference", differing(0.5))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 0
+    assert f"{bound / 2:.1e} in {dtype}" in capsys.readouterr().out
+
+
+def test_the_command_exits_2_in_one_line_where_a_rule_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RULES, "linear", lambda e, x, weight, bias=None: e.linear(x, weight, None))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(tmp_path / "net.pt2")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "linear at the module itself (Linear)" in line
+    assert "defect of skipform" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_difference_is_relative_to_the_largest_output_and_nan_is_not_lost(dtype):
+    x = torch.tensor([[1.0, -8.0]], dtype=dtype)
+    one, other = (Function(lambda x, t=t: [x * 0, x, x + t]) for t in (0.0, 2.0))
+    assert stage._difference(one, one, [x]) == 0
+    assert stage._difference(one, other, [x]) == 2 / 8
+    for outputs in ([0.0, float("nan"), 0.0], [0.0, 0.0, float("nan")]):
+        lost = Function(lambda x, outputs=outputs: [y + t for y, t in zip(one(x), outputs, strict=True)])
+        assert stage._difference(one, lost, [x]) != stage._difference(one, lost, [x])
