@@ -1,5 +1,6 @@
 """`skipform rewrite`: a torch model as affine maps, ReLU and concatenation, written to a file."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
 
 
 def export(plain: fx.GraphModule, example: tuple[Tensor, ...], path: Path) -> None:
-    """Write a rewritten module as ONNX or as a torch.export program, the batch size left free."""
+    """Write a rewritten module as ONNX or as a torch.export program, the batch size left free. Equal modules give equal
+    bytes."""
     twice = tuple(torch.cat((x, x)) for x in example)  # an example of batch size 1 would fix it
     free = tuple({0: torch.export.Dim("batch")} for _ in example)
     if path.suffix == ".onnx":
@@ -77,7 +79,12 @@ def export(plain: fx.GraphModule, example: tuple[Tensor, ...], path: Path) -> No
         assert program is not None  # without a file name, the exporter returns the program
         program.save(str(path), external_data=False)
     else:
-        torch.export.save(torch.export.export(plain, twice, dynamic_shapes=free), path)
+        exported = torch.export.export(plain, twice, dynamic_shapes=free)
+        for node in exported.graph.nodes:
+            node.meta.pop("from_node", None)  # it holds addresses in memory
+        buffer = io.BytesIO()  # torch writes the name of a file into its archive
+        torch.export.save(exported, buffer)
+        path.write_bytes(buffer.getvalue())
 
 
 def _within_bound(model: nn.Module, plain: nn.Module, inputs: list[Tensor]) -> float:
