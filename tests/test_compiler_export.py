@@ -1,5 +1,9 @@
 """Rewritten models as files: ONNX under onnxruntime, torch.export, and the command that writes them."""
 
+import os
+import subprocess
+import sys
+
 import onnx
 import onnxruntime
 import pytest
@@ -132,3 +136,39 @@ def test_the_difference_is_relative_to_the_largest_output_and_nan_is_not_lost(dt
     for outputs in ([0.0, float("nan"), 0.0], [0.0, 0.0, float("nan")]):
         lost = Function(lambda x, outputs=outputs: [y + t for y, t in zip(one(x), outputs, strict=True)])
         assert stage._difference(one, lost, [x]) != stage._difference(one, lost, [x])
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from test_compiler_export import Small
+from test_compiler_models import randomised
+from skipform.compiler.flatten import canonical
+from skipform.compiler.rewrite import rewrite
+from skipform.stages.rewrite import export
+
+torch.manual_seed(0)
+model, x = randomised(Small()), torch.zeros(1, 3, 8, 8)
+for time in ("first", "second"):
+    folder = Path(sys.argv[1], time)
+    folder.mkdir()
+    plain = rewrite(model, x)
+    (folder / "code").write_text(plain.code)
+    (folder / "buffers").write_bytes(b"".join(n.encode() + b.numpy().tobytes() for n, b in plain.named_buffers()))
+    canonical(model, x).save(folder / "net.safetensors")
+    for suffix in (".onnx", ".pt2"):
+        export(plain, (x,), folder / f"net{suffix}")
+"""
+
+
+def test_rewriting_twice_in_two_processes_writes_the_same_bytes(tmp_path):
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", WRITE, tmp_path / seed], env=environment, check=True, capture_output=True)
+    names = {path.name for path in (tmp_path / "1" / "first").iterdir()}
+    assert names == {"code", "buffers", "net.safetensors", "net.onnx", "net.pt2"}
+    for name in names:
+        assert len({path.read_bytes() for path in tmp_path.glob(f"*/*/{name}")}) == 1, name
+        assert len([*tmp_path.glob(f"*/*/{name}")]) == 4
