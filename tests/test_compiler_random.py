@@ -1027,16 +1027,21 @@ def test_every_generator_reaches_the_rule_of_its_name(part, monkeypatch):
         monkeypatch.setitem(RULES, name, lambda *args, _r=rule, _n=name, **how: (reached.add(_n), _r(*args, **how))[1])
     names = sorted(GENERATORS)[part::5]
 
-    @settings(DRAWS, max_examples=2, database=None)
-    @given(modules(len(names), 2, [[name] for name in names]))
-    def every_operation(drawn):
-        module, _, sizes, whole = drawn
-        inputs = inputs_of(sizes, 2, whole)
-        plain = rewrite(module, inputs, check=False)
-        with torch.no_grad():
-            assert_within(leaves(module(*inputs)), leaves(plain(*inputs)), module.bounds(inputs, 2.0**-53, whole))
+    def draw(chosen):
+        @settings(DRAWS, max_examples=2, database=None)
+        @given(modules(len(chosen), 2, [[name] for name in chosen]))
+        def every_operation(drawn):
+            module, _, sizes, whole = drawn
+            inputs = inputs_of(sizes, 2, whole)
+            plain = rewrite(module, inputs, check=False)
+            with torch.no_grad():
+                assert_within(leaves(module(*inputs)), leaves(plain(*inputs)), module.bounds(inputs, 2.0**-53, whole))
 
-    every_operation()
+        every_operation()
+
+    draw(names)
+    for name in sorted(set(names) - reached):  # torch.export decomposes some beside an operation that has no pure form
+        draw([name])
     assert reached >= set(names), set(names) - reached
 
 
