@@ -1,15 +1,22 @@
 """Rewritten models as files: ONNX under onnxruntime, torch.export, and the command that writes them."""
 
+import os
+import subprocess
+import sys
+
 import onnx
 import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from test_compiler_models import randomised
+from test_compiler_rules import Function
 from torch import nn
 
 from skipform.compiler.rewrite import rewrite
+from skipform.compiler.rules import RULES
 from skipform.stages import cli
+from skipform.stages import rewrite as stage
 from skipform.stages.rewrite import export
 from skipform.theory.network import CanonicalNetwork
 
@@ -83,3 +90,85 @@ def test_the_command_refuses_in_one_line_and_leaves_no_file(arguments, words, tm
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert words in line
     assert list(tmp_path.iterdir()) == []
+
+
+LINEAR = ["torch.nn:Linear", "--arguments", '{"in_features": 4, "out_features": 3}', "--input", "1,4"]
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float64", 1e-12), ("float32", 2**29 * 1e-12)])
+def test_the_command_writes_a_file_up_to_its_bound_and_none_above(dtype, bound, tmp_path, monkeypatch, capsys):
+    difference = stage._difference
+
+    def differing(by):
+        def measured(model, plain, inputs):
+            return bound * by if inputs[0].dtype == getattr(torch, dtype) else difference(model, plain, inputs)
+
+        return measured
+
+    out = tmp_path / "net.safetensors"
+    monkeypatch.setattr(stage, "_difference", differing(2.0))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert f"Linear: rewritten, it differs by {2 * bound:.1e} in {dtype}" in line
+    monkeypatch.setattr(stage, "_difference", differing(float("nan")))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 2
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(stage, "_difference", differing(0.5))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(out)]) == 0
+    assert f"{bound / 2:.1e} in {dtype}" in capsys.readouterr().out
+
+
+def test_the_command_exits_2_in_one_line_where_a_rule_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RULES, "linear", lambda e, x, weight, bias=None: e.linear(x, weight, None))
+    assert cli.main(["rewrite", *LINEAR, "--out", str(tmp_path / "net.pt2")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "linear at the module itself (Linear)" in line
+    assert "defect of skipform" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_difference_is_relative_to_the_largest_output_and_nan_is_not_lost(dtype):
+    x = torch.tensor([[1.0, -8.0]], dtype=dtype)
+    one, other = (Function(lambda x, t=t: [x * 0, x, x + t]) for t in (0.0, 2.0))
+    assert stage._difference(one, one, [x]) == 0
+    assert stage._difference(one, other, [x]) == 2 / 8
+    for outputs in ([0.0, float("nan"), 0.0], [0.0, 0.0, float("nan")]):
+        lost = Function(lambda x, outputs=outputs: [y + t for y, t in zip(one(x), outputs, strict=True)])
+        assert stage._difference(one, lost, [x]) != stage._difference(one, lost, [x])
+
+
+WRITE = """
+import sys
+from pathlib import Path
+import torch
+from test_compiler_export import Small
+from test_compiler_models import randomised
+from skipform.compiler.flatten import canonical
+from skipform.compiler.rewrite import rewrite
+from skipform.stages.rewrite import export
+
+torch.manual_seed(0)
+model, x = randomised(Small()), torch.zeros(1, 3, 8, 8)
+for time in ("first", "second"):
+    folder = Path(sys.argv[1], time)
+    folder.mkdir()
+    plain = rewrite(model, x)
+    (folder / "code").write_text(plain.code)
+    (folder / "buffers").write_bytes(b"".join(n.encode() + b.numpy().tobytes() for n, b in plain.named_buffers()))
+    canonical(model, x).save(folder / "net.safetensors")
+    for suffix in (".onnx", ".pt2"):
+        export(plain, (x,), folder / f"net{suffix}")
+"""
+
+
+def test_rewriting_twice_in_two_processes_writes_the_same_bytes(tmp_path):
+    for seed in ("1", "2"):
+        (tmp_path / seed).mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([sys.executable, "-c", WRITE, tmp_path / seed], env=environment, check=True, capture_output=True)
+    names = {path.name for path in (tmp_path / "1" / "first").iterdir()}
+    assert names == {"code", "buffers", "net.safetensors", "net.onnx", "net.pt2"}
+    for name in names:
+        assert len({path.read_bytes() for path in tmp_path.glob(f"*/*/{name}")}) == 1, name
+        assert len([*tmp_path.glob(f"*/*/{name}")]) == 4

@@ -182,7 +182,7 @@ def _compare(graph: fx.GraphModule, shape: Structure, network: CanonicalNetwork)
     points = samples([_shape(n)[1:] for n in inputs])
     outputs = [rows(y, batch_dim(n)) for y, n in zip(tensors(graph(*points)), output_nodes(graph.graph), strict=True)]
     expected = torch.cat([y.expand(3, -1) for y in outputs], 1)
-    given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.flatten(1) for x in points], 1))
+    given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.reshape(3, -1) for x in points], 1))
     if not agree(expected, given, 0, AGREEMENT):
         original = Evaluation(graph.graph, points, graph).values
         allowed = deviations(graph.graph, points, original, graph)

@@ -112,7 +112,7 @@ class Program:
         points = check.samples([shape])
         (expected,), (output,) = check.tensors(graph(*points)), check.output_nodes(graph.graph)
         read: list[Tensor] = []  # by every ReLU
-        state = points[0].flatten(1)
+        state = points[0].reshape(3, -1)
         for step in self.steps:
             state = step.apply(state)
             read.append(state[:, : step.units].clone())

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import skipform
-from skipform.errors import SkipformError
+from skipform.errors import InternalError, SkipformError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -31,7 +31,7 @@ STAGES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; a SkipformError becomes one line and exit status 2."""
+    """Run one stage; a SkipformError or an InternalError becomes one line and exit status 2."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SkipformError(f"unknown stage {stage!r}{hint} Accepted: {', '.join(STAGES)}")
         run = import_module(f"skipform.stages.{stage}").main
         return (run(rest) if stage == "fit" else _with_options(stage, run, rest)) or 0
-    except SkipformError as error:
+    except (SkipformError, InternalError) as error:
         print(f"skipform {stage}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -170,7 +170,8 @@ class CanonicalNetwork:
             "input_shape": self.input_shape,
             "output_shape": self.output_shape,
         }
-        save_file(tensors, path, metadata={"format": FORMAT, "network": json.dumps(header)})
+        # One entry: safetensors writes several in an order that differs from process to process.
+        save_file(tensors, path, metadata={FORMAT: json.dumps(header)})
 
     @staticmethod
     def load(path: str | Path) -> "CanonicalNetwork":
@@ -178,14 +179,17 @@ class CanonicalNetwork:
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
+            text = metadata.get(FORMAT)
+            if metadata.get("format") == FORMAT:  # as it was written before the metadata was one entry
+                text = metadata["network"]
+            if text is None:
                 raise SkipformError(
                     f"{path}: not a canonical network; a file written by CanonicalNetwork.save is accepted"
                 )
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise SkipformError(f"{path}: cannot be read as a canonical network ({error})") from None
-        header = json.loads(metadata["network"])
+        header = json.loads(text)
 
         def numbers(values: np.ndarray) -> np.ndarray:
             return fractions(values.tobytes().decode().split()) if header["exact"] else values
