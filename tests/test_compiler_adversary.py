@@ -163,10 +163,10 @@ def convolutions(x):
 def functions_of_one_entry(x):
     return [
         *(x.clamp(1, -1), torch.clamp(x, W + 1, W - 1), torch.clamp(x, None, W[:, :1]), torch.clamp(W, x, -x)),
-        *(F.leaky_relu(x, 3.0), F.leaky_relu(x, -2.0), F.leaky_relu(x, 1.0), F.prelu(x[:, 0], W[0])),
-        *(F.prelu(x[:, 0, 0], W[0, 0]), F.softshrink(x, 0.0), F.hardtanh(x, -0.1, 0.2)),
+        *(F.leaky_relu(x, 3.0), F.leaky_relu(x, -2.0), F.leaky_relu(x, 1.0)),
+        *(F.softshrink(x, 0.0), F.hardtanh(x, -0.1, 0.2), F.prelu(x[:, 0], W[0]), F.prelu(x[:, 0, 0], W[0, 0])),
         *(torch.where(W > 0, 1.0, x) - torch.where(W > 0, W, x), x * (W > 0) - x.relu() * ~(W > 0)),
-        *(x.masked_fill(W > 0, -1e9)),
+        x.masked_fill(W > 0, -1e9),
     ]
 
 
