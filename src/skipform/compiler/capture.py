@@ -28,6 +28,9 @@ CAPTURE_FAILURES = (
 )
 
 
+BATCHES = 1024  # the largest batch for which a branch on the batch size is looked for
+
+
 @dataclass(frozen=True)
 class Captured:
     """The graph of a module: its placeholders are the parameters, buffers and constants (`constants`, by placeholder
@@ -85,25 +88,28 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         if part.training:
             raise SkipformError(f"{name}: {path or 'the module'} is in training mode; call .eval() first")
     # Export takes a dimension of size 1 for a fixed one, so a single example is shown twice.
-    given, inputs = inputs, tuple(torch.cat((x, x)) if len(x) == 1 else x for x in inputs)
+    # One tensor given as two inputs would be captured as one input, so all are copied.
+    given, inputs = inputs, tuple(torch.cat((x, x)) if len(x) == 1 else x.clone() for x in inputs)
     free = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
-    parameters = inspect.signature(module.forward).parameters.values()
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     try:
+        parameters = inspect.signature(module.forward).parameters.values()
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         with torch.no_grad():
             program = torch.export.export(module, inputs, dynamic_shapes=(free,) if variadic else free, strict=False)
             if not _plain(program.graph):
-                program = program.run_decompositions({})
+                program = program.run_decompositions(_unannounced_views(program.graph))
             program = _decomposed(program, supported)
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):  # the model's own
             raise
         raise SkipformError(_explain(name, given, error)) from error
+    _same_for_every_batch(name, program.graph)
     signature = program.graph_signature
     held = {**program.state_dict, **program.constants}
     constants = {spec.arg.name: held[spec.target] for spec in signature.input_specs if spec.target is not None}
-    if signature.buffers_to_mutate:
-        written = ", ".join(signature.buffers_to_mutate.values())
+    mutated = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
+    if mutated:
+        written = ", ".join(mutated.values())
         raise SkipformError(f"{name}: forward writes to {written}; a network without memory is accepted")
     if signature.user_inputs_to_mutate:
         # A ReLU in place on the input: what it leaves there is no output of the network, and comes before those.
@@ -128,20 +134,70 @@ def _decomposed(program: ExportedProgram, supported: Callable[[Any], bool]) -> E
     return program.run_decompositions(table) if table else program
 
 
+def _same_for_every_batch(name: str, graph: fx.Graph) -> None:
+    """Raise SkipformError if the export took a branch that some batch of up to BATCHES samples would not take. What
+    export itself assumes without a record, that there are two samples or more, is left to the check."""
+    sizes: list[Any] = [
+        d for node in graph.nodes for x in _tensors(node) for d in x.shape if isinstance(d, torch.SymInt)
+    ]
+    guards = sizes[0].node.shape_env.guards if sizes else []
+    for guard in guards:
+        for batch in range(1, BATCHES + 1):
+            if not guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, batch)):
+                raise SkipformError(
+                    f"{name}: forward branches on the batch size (a batch of {batch} takes another way than the"
+                    " example); one that works for every batch size is accepted"
+                )
+
+
 def _plain(graph: fx.Graph) -> bool:
     """Whether every operation can be read as a function: no submodules, and in-place operations only on fresh results
     that nothing else views. Otherwise export's own functionalisation is asked, which costs as much as the export."""
+    sharing: dict[int, list[fx.Node]] = {}  # the operations whose results lie in the same memory
     for node in graph.nodes:
         if node.op == "get_attr":
             return False
+        for memory in _memory(node):
+            sharing.setdefault(memory, []).append(node)
+    for node in graph.nodes:
         if not mutates(node):
             continue
-        target = node.args[0]
+        target = node.args[0] if node.args else None
+        if not isinstance(target, fx.Node) or not node.target._schema.arguments[0].is_write:  # out=...
+            return False
         if target.op == "placeholder" or (aliases(target) and not mutates(target)):
             return False
         if any(aliases(user) and not mutates(user) for user in target.users):
             return False
+        if any(sum(not mutates(other) for other in sharing[memory]) > 1 for memory in _memory(target)):
+            return False
     return True
+
+
+def _unannounced_views(graph: fx.Graph) -> dict[Any, Callable[..., Any]]:
+    """Decompositions of the operations that return a view of their argument though their schema does not say so (einsum
+    of one tensor, dropout in eval mode): functionalisation trusts the schema."""
+    targets = {
+        node.target
+        for node in graph.nodes
+        if isinstance(node.target, OpOverload)
+        and not any(argument.alias_info is not None for argument in node.target._schema.arguments)
+        and (
+            node.target._schema.name.endswith("dropout")
+            or any(memory in _memory(source) for source in node.all_input_nodes for memory in _memory(node))
+        )
+    }
+    known = torch.export.default_decompositions() if targets else {}
+    return {target: known[target] for target in targets if target in known}
+
+
+def _tensors(node: fx.Node) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
+
+
+def _memory(node: fx.Node) -> set[int]:
+    """Of each tensor that the operation returns, the storage; they live as long as the graph."""
+    return {x.untyped_storage()._cdata for x in _tensors(node) if x.layout == torch.strided}
 
 
 def mutates(node: fx.Node) -> bool:

@@ -36,10 +36,10 @@ class UnsupportedOperation(SkipformError):
 class Emitter:
     """A graph under construction, in float64. Equal calls are written once; constants become buffers."""
 
-    def __init__(self, device: torch.device, *, keep_add: bool):
+    def __init__(self, device: torch.device, *, keep_add: bool, dtype: torch.dtype = torch.float64):
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.device, self.keep_add = device, keep_add
+        self.device, self.keep_add, self.dtype = device, keep_add, dtype  # dtype: of the inputs
         self.source: Any = None  # fx.Node, the operation that is being rewritten
         self.place = ""  # and where it stands in the original
         self.readers: dict[fx.Node, int] = {}  # how many operations of the original read this result
@@ -240,8 +240,17 @@ class Emitter:
             w = grouped.reshape(w.shape)
         else:
             w = w * s.reshape(-1, *(1,) * (w.ndim - 1))
+        if self._underflows(w, self._value(weight)):
+            return None
         b = t if bias is None else self._value(bias).double() * s + t
         return self.emit(x.target, inner, w, b, *rest, **x.kwargs)
+
+    def _underflows(self, product: Tensor, weight: Tensor) -> bool:
+        """Whether the largest entry of an output channel is a normal number in `weight`, but no longer in the product,
+        in the dtype of the inputs: a later operation may be there to make it large again."""
+        tiny = torch.finfo(self.dtype).tiny
+        after, before = (v.abs().flatten(1).amax(1) if v.numel() else v.flatten() for v in (product, weight))
+        return bool(((after < tiny) & (after > 0) & (before >= tiny)).any())
 
     def _value(self, constant: Any) -> Tensor:
         return self.root.get_buffer(constant.target)
@@ -252,8 +261,10 @@ class Emitter:
         A sum that nothing else reads is taken apart again, so that a + b + c is one concatenation (`merge`).
         """
         terms = [(x, float(c)) for x, c in zip(xs, coefficients, strict=True)]
+        if not all(math.isfinite(c) for _, c in terms):
+            raise self.unsupported("has a constant that is not finite", "finite weights")
         if merge and not self.keep_add:
-            terms = [(y, c * d) for x, c in terms for y, d in self._terms(x)]
+            terms = [(y, d) for x, c in terms for y, d in self._terms(x, c)]
         if len(terms) == 1:
             return self.scale(terms[0][0], terms[0][1], 0.0)
         if self.keep_add:
@@ -271,10 +282,14 @@ class Emitter:
         y.meta["terms"] = terms
         return y
 
-    def _terms(self, x: fx.Node) -> list[tuple[fx.Node, float]]:
-        if "terms" in x.meta and not x.users and self.readers.get(x, 0) <= 1:
-            return x.meta["terms"]
-        return [(x, 1.0)]
+    def _terms(self, x: fx.Node, c: float) -> list[tuple[fx.Node, float]]:
+        """c x as a sum of multiples of its terms, unless something else reads x or a coefficient would underflow."""
+        terms = [(y, c * d) for y, d in x.meta.get("terms", ())]
+        if not terms or x.users or self.readers.get(x, 0) > 1:
+            return [(x, c)]
+        tiny = torch.finfo(self.dtype).tiny
+        underflows = any(abs(d) < tiny <= abs(c) and b for (_, d), (_, b) in zip(terms, x.meta["terms"], strict=True))
+        return [(x, c)] if underflows else terms
 
     def spread(self, value: Tensor, sizes: Sequence[int], like: fx.Node) -> fx.Node:
         """The constant `value` for every sample: the affine map 0 x + value. sizes holds -1 for the batch."""

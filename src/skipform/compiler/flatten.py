@@ -224,10 +224,9 @@ class _Flattening:
         last = {n: node for node in self.graph.graph.nodes for n in node.all_input_nodes}
         for node in self.graph.graph.nodes:
             if node.op == "get_attr":
-                constant = _constant(self.graph, node).numpy()
-                if constant.dtype == np.float64:
-                    values[node] = self._zero(constant.size), constant.ravel()
-                    yield node, *values[node]
+                constant = _constant(self.graph, node).double().numpy()  # an output may be of whole numbers
+                values[node] = self._zero(constant.size), constant.ravel()
+                yield node, *values[node]
             elif node.op != "output":
                 sources = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
                 self.levels[node] = max((self.levels[n] for n in sources), default=0)
@@ -366,7 +365,13 @@ def convolution_matrix(
     stride, dilation = ([v] * rank if isinstance(v, int) else [*v] * (rank // len(v)) for v in (stride, dilation))
     if padding == "same":
         padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    padding = [0] * rank if padding == "valid" else [padding] * rank if isinstance(padding, int) else [*padding]
+    padding = (
+        [0] * rank
+        if padding == "valid"
+        else [padding] * rank
+        if isinstance(padding, int)
+        else [*padding] * (rank // len(padding))
+    )
     pixel, inside = np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=bool)  # places x kernel, axis by axis
     for n, k, m, s, p, d in zip(spatial, kernel, places, stride, padding, dilation, strict=True):
         position = np.arange(m)[:, None] * s - p + np.arange(k) * d

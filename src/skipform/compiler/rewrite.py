@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch.utils import _pytree as pytree
 
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examples, mutates
 from skipform.compiler.check import check as compare
-from skipform.compiler.emit import Emitter, UnsupportedOperation, where
+from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
 from skipform.errors import SkipformError
+
+SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes that tell a multiple of the batch from every other function of it
 
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
 
@@ -46,7 +49,7 @@ def rewrite_in_float64(
     """`rewrite`, in float64 whatever the dtype of the module and its inputs, whose numbers are taken as they are."""
     inputs = examples(example_inputs)
     captured = capture(module, inputs, supported)
-    emitter = Emitter(inputs[0].device, keep_add=keep_add)
+    emitter = Emitter(inputs[0].device, keep_add=keep_add, dtype=inputs[0].dtype)
     values: dict[fx.Node, Any] = {}
     origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> what it writes into
     written: dict[fx.Node, Any] = {}  # an operation -> what its rule wrote for it
@@ -56,12 +59,13 @@ def rewrite_in_float64(
         elif node.op == "call_function":
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: _read(values, origin, n))
             emitter.source, emitter.place = node, where(node)
-            written[node] = result = _apply(emitter, node, *arguments)
+            written[node] = result = _apply(emitter, node, *arguments, lambda n: _read(values, origin, n))
             if mutates(node):
                 origin[node] = origin.get(node.args[0], node.args[0])
                 values[origin[node]] = result
             values[node] = result
             _compare_sizes(emitter, node, result)
+            _compare_dtypes(emitter, node, [n for n in node.all_input_nodes if is_activation(values.get(n))])
         elif node.op == "output":
             flat = [_output(emitter, a, _read(values, origin, a)) for a in node.args[0]]
     graph = _finish(emitter, captured, flat, inputs, type(module).__name__)
@@ -91,8 +95,8 @@ class InputShapes:
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self.shapes = [tuple(shape) for shape in shapes]
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        for position, (x, shape) in enumerate(zip(args, self.shapes, strict=False)):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        for position, (x, shape) in enumerate(zip((*args, *named.values()), self.shapes, strict=False)):
             if tuple(x.shape[1:]) != shape:
                 accepted = ", ".join(map(str, ("b", *shape)))
                 raise SkipformError(f"input {position} has shape {tuple(x.shape)}; rewritten for ({accepted})")
@@ -130,8 +134,8 @@ def _placeholder(emitter: Emitter, captured: Captured, node: fx.Node, inputs: Se
     return value.double() if value.is_floating_point() else value
 
 
-def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
-    """The result of one operation of the original: computed if constant, else by its rule."""
+def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[fx.Node], Any]) -> Any:
+    """The result of one operation of the original: computed if constant, else by its rule. read: node -> its value."""
     if node.target is operator.getitem:
         return args[0][args[1]]
     value = node.meta.get("val")
@@ -142,8 +146,14 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(leaf, Unavailable):
             raise emitter.unsupported(f"uses {leaf.what}, which is not continuous", "the value itself")
     name = operation(node.target)
+    _no_batch_size(emitter, node.target, args, kwargs)
     if not any(map(is_activation, flat)):
-        return _constant(emitter, node, args, kwargs)
+        try:
+            return _constant(emitter, node, read)
+        except CAPTURE_FAILURES as error:
+            if isinstance(error, SkipformError):
+                raise
+            raise emitter.unsupported(f"does not run on constants ({str(error).splitlines()[0]})") from error
     if name not in RULES:
         if name in NOT_PIECEWISE_LINEAR:
             raise emitter.unsupported("is not piecewise linear", NOT_PIECEWISE_LINEAR[name])
@@ -158,22 +168,80 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
         raise emitter.unsupported(f"in this form has no rewriting rule ({str(error).splitlines()[0]})") from error
 
 
-def _constant(emitter: Emitter, node: Any, args: Any, kwargs: Any) -> Any:
-    """An operation on constants, in float64. One that is shaped like the batch is kept as a single row, equal for every
-    sample; one that draws random numbers is refused."""
+def _no_batch_size(emitter: Emitter, target: Any, args: Any, kwargs: Any) -> None:
+    """Raise if the batch size is a number that the operation computes with, and no size of its result."""
+    schema = getattr(target, "_schema", None)
+    named = dict(zip((a.name for a in schema.arguments), args, strict=False)) | kwargs if schema else {}
+    for name, value in named.items():
+        symbolic = any(isinstance(leaf, SYMBOLS) for leaf in pytree.tree_leaves(value))
+        if symbolic and name not in ("size", "shape", "sizes", "repeats", "dims", "end"):
+            raise emitter.unsupported("computes with the batch size, or a number read from a tensor")
+
+
+def _constant(emitter: Emitter, node: Any, read: Callable[[fx.Node], Any]) -> Any:
+    """An operation on constants, in float64. One that is shaped like the batch is kept as a single row, which must be
+    the same for every sample and batch size; one that draws random numbers is refused."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise emitter.unsupported("draws random numbers", "a buffer that holds them")
-    values = pytree.tree_leaves(node.meta["val"])
-    shaped = [isinstance(d, torch.SymInt) for v in values if isinstance(v, Tensor) for d in v.shape]
-    sized = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.SymInt)]
-    uniform = operation(node.target) in ("full", "zeros", "ones", "empty", "expand", "repeat", "new_zeros", "new_ones")
-    if sized and not (uniform and any(shaped)):
+    name, value = operation(node.target), node.meta["val"]
+    sized = any(isinstance(n.meta.get("val"), SYMBOLS) for n in node.all_input_nodes)
+    uniform = name in ("full", "zeros", "ones", "empty", "expand", "repeat", "new_zeros", "new_ones")
+    shaped = any(map(_of_batch, (value, *(n.meta.get("val") for n in node.all_input_nodes))))
+    if sized and not (uniform and shaped):
         raise emitter.unsupported("computes with the batch size")
-    args, kwargs = fx.node.map_aggregate((args, kwargs), lambda a: 1 if isinstance(a, torch.SymInt) else a)
-    if mutates(node):
-        args = (args[0].clone(), *args[1:])  # what the module holds is not written to
-    result = node.target(*args, **kwargs)
-    return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
+
+    def computed(batch: int) -> list[Any]:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _at_batch(n.meta.get("val"), read(n), batch))
+        if mutates(node):
+            args = (args[0].clone(), *args[1:])  # what the module holds is not written to
+        results = pytree.tree_leaves(node.target(*args, **kwargs))
+        if "empty" in name:
+            results = [result.zero_() for result in results]
+        return [r.double() if isinstance(r, Tensor) and r.is_floating_point() else r for r in results]
+
+    leaves, structure = pytree.tree_flatten(value)
+    rows = [_row(result, like) for result, like in zip(computed(1), leaves, strict=True)]
+    for batch in (BATCH, OTHER_BATCH) if shaped else ():
+        for row, result, like in zip(rows, computed(batch), leaves, strict=True):
+            if isinstance(row, Tensor) and not _equal(_at_batch(like, row, batch), result):
+                raise emitter.unsupported("makes a constant that differs between samples or batch sizes")
+    return pytree.tree_unflatten(rows, structure)
+
+
+def _of_batch(value: Any) -> bool:
+    """Whether a dimension of a tensor of the original depends on the batch size."""
+    return any(isinstance(d, torch.SymInt) for v in pytree.tree_leaves(value) if isinstance(v, Tensor) for d in v.shape)
+
+
+def _row(result: Any, like: Any) -> Any:
+    """The first entry along every dimension that depends on the batch size in `like`."""
+    for dim, size in enumerate(like.shape if isinstance(result, Tensor) else ()):
+        result = result.narrow(dim, 0, 1) if isinstance(size, torch.SymInt) else result
+    return result
+
+
+def _at_batch(like: Any, value: Any, batch: int) -> Any:
+    """A constant shaped like `like`, or a size, for a batch of that many samples."""
+    if isinstance(value, torch.SymInt):
+        return _size(value, batch)
+    if isinstance(value, Tensor) and isinstance(like, Tensor):
+        return value.expand([_size(d, batch) for d in like.shape])
+    return value
+
+
+def _size(size: Any, batch: int) -> int:
+    """A size of the original for a batch of that many samples."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    expression = size.node.expr
+    return batch if expression.is_Symbol else int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether shapes and entries are equal, NaN to NaN."""
+    if one.shape != other.shape:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
@@ -186,7 +254,20 @@ def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
             expected = [d if isinstance(d, int) else -1 for d in value.shape]
             if expected != emitter.sizes(new):
                 raise emitter.unsupported(f"was rewritten to sizes {emitter.sizes(new)} instead of {expected}")
+            dim = new.meta["batch_dim"]
+            multiple = new.meta["val"].shape[dim] // BATCH
+            if any(_size(value.shape[dim], batch) != multiple * batch for batch in SEVERAL):
+                raise emitter.unsupported("has another size than its rewritten form for some batch sizes")
             emitter.readers[new] = max(emitter.readers.get(new, 0), len(node.users))
+
+
+def _compare_dtypes(emitter: Emitter, node: fx.Node, activations: Sequence[fx.Node]) -> None:
+    """Raise if the result of an operation on activations is no real number, or a coarser one: both are casts."""
+    values = [v for n in (node, *activations) for v in [n.meta.get("val")] if isinstance(v, Tensor)]
+    if activations and len(values) > len(activations):
+        after, *before = (v.dtype for v in values)
+        if not after.is_floating_point or any(torch.finfo(after).eps > torch.finfo(b).eps for b in before):
+            raise emitter.unsupported(f"makes {after} of {before[0]}", "one dtype throughout")
 
 
 def _output(emitter: Emitter, argument: Any, value: Any) -> Any:
@@ -194,11 +275,15 @@ def _output(emitter: Emitter, argument: Any, value: Any) -> Any:
         emitter.source = argument.args[0] if argument.target is operator.getitem else argument
         what = value.what if isinstance(value, Unavailable) else "entries of -inf"
         raise emitter.unsupported(f"returns {what}, which no network of affine maps and ReLU has")
+    emitter.source = argument if isinstance(argument, fx.Node) else None
+    if isinstance(value, SYMBOLS):
+        raise emitter.unsupported("returns the batch size")
     if isinstance(value, Tensor):
         sizes = [d if isinstance(d, int) else -1 for d in argument.meta["val"].shape]
-        if -1 in sizes:
-            return emitter.spread(value, sizes, emitter.first_input)
-        return emitter.constant(value)
+        if -1 not in sizes:
+            return emitter.constant(value)
+        value = emitter.spread(value, sizes, emitter.first_input)
+        _compare_sizes(emitter, argument, value)
     return value
 
 
@@ -222,5 +307,5 @@ def _finish(
     rewritten.meta["original_operations"] = dict(
         Counter(operation(n.target) for n in captured.graph.nodes if _computes(n))
     )
-    rewritten.register_forward_pre_hook(InputShapes([tuple(x.shape[1:]) for x in inputs]))
+    rewritten.register_forward_pre_hook(InputShapes([tuple(x.shape[1:]) for x in inputs]), with_kwargs=True)
     return rewritten.eval()

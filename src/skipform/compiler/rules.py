@@ -298,6 +298,8 @@ def reduction(e: Emitter, x: Value, dims: Any, keepdim: bool, average: bool) -> 
             first = dims.pop()
         now = e.sizes(y)
         n = math.prod(now[first : last + 1])
+        if average and n == 0:
+            raise e.unsupported("averages no entries")
         ones = torch.full((1, n), 1 / n if average else 1.0, dtype=torch.float64)
         y = e.along(e.reshape(y, [*now[:first], n, *now[last + 1 :]]), first, ones)
         y = e.reshape(y, [*now[:first], *[1] * (last + 1 - first), *now[last + 1 :]])
@@ -550,7 +552,10 @@ def max_pool(
         n, count = size_of(x, dim), result_sizes(e, value)[dim]
         start = -padding[axis] - outside.get(dim, (0, 0))[0]
         reach = range(0, kernel[axis] * dilation[axis], dilation[axis])
-        along = [tuple(_inside(start + i * stride[axis] + j, n, dilation[axis]) for j in reach) for i in range(count)]
+        starts = [start + i * stride[axis] for i in range(count)]
+        if any(all(not 0 <= s + j < n for j in reach) for s in starts):
+            raise e.unsupported("has a window that lies in the padding; its maximum is -inf")
+        along = [tuple(_inside(s + j, n, dilation[axis]) for j in reach) for s in starts]
         windows[dim] = _shortened(along, n)
     e.not_batch(x, *windows)
     return e.box_max(x, windows)
@@ -707,6 +712,14 @@ def view(e: Emitter, x: Value, *args: Any, **kwargs: Any) -> fx.Node:
     return e.reshape(x, result_sizes(e))
 
 
+def squeeze(e: Emitter, x: Value, dim: Any = None) -> fx.Node:
+    """Drop dimensions of size 1; of the batch too, which a batch of 1 would lose, unless they are named."""
+    if dim is None:
+        raise e.unsupported("drops the batch dimension of a batch of 1", "squeeze of a named dimension")
+    e.not_batch(x, *(d % x.meta["val"].ndim for d in (dim if isinstance(dim, (list, tuple)) else [dim])))
+    return e.reshape(x, result_sizes(e))
+
+
 def permute(e: Emitter, x: Value, dims: Sequence[int]) -> fx.Node:
     return e.permute(x, [d % x.meta["val"].ndim for d in dims])
 
@@ -822,6 +835,8 @@ def pad(e: Emitter, x: Value, pads: Sequence[int], mode: str = "constant", value
     e.not_batch(x, *sides)
     if mode == "constant" and value == -math.inf and all(p >= 0 for p in pads):
         return PaddedWithMinusInfinity(x, sides)
+    if mode != "constant" and min(pads, default=0) < 0:
+        raise e.unsupported(f"pads by a negative number in mode {mode!r}", "a slice, and then the padding")
     if mode == "constant" and not value:
         return e.emit(F.pad, x, tuple(pads)) if sides else x
     for d, (before, after) in sides.items():
@@ -1018,7 +1033,8 @@ RULES: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("clone", "contiguous", "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "type_as"), same),
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), dropout),
     # entries in the same order
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"), view),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "unsqueeze"), view),
+    "squeeze": squeeze,
     **dict.fromkeys(("view_as", "reshape_as"), lambda e, x, other: view(e, x)),
     # entries moved, dropped, repeated
     "permute": permute,
