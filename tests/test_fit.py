@@ -437,7 +437,7 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
         journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
         task = Classify(net, Optimizer(name="nesterov", lr=0.01, schedule="cosine", warmup=2))
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
-            task.quicken(channels_last=True, backend="aot_eager")
+            task.compile_step(channels_last=True, backend="aot_eager")
         trainer = run.trainer(max_epochs=1, accelerator="cpu", precision=precision, fast=fast, callback=journal)
         trainer.fit(task, datamodule=Images("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
         return net, journal.rows[0]

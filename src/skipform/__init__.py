@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from skipform.compiler.rewrite import rewrite as rewrite
     from skipform.errors import SkipformError as SkipformError
     from skipform.nets import build as build
+    from skipform.tasks import build as task
     from skipform.theory.network import CanonicalNetwork as CanonicalNetwork
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "UnsupportedOperation": "skipform.compiler.rewrite",
     "CanonicalNetwork": "skipform.theory.network",
     "SkipformError": "skipform.errors",
+    "task": "skipform.tasks",
 }
 
 
@@ -35,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name == "measure":
         return import_module("skipform.measure")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), "build" if name == "task" else name)
     raise AttributeError(
         f"module 'skipform' has no attribute {name!r}; it has {', '.join(sorted([*_HOMES, 'measure']))}"
     )

@@ -39,6 +39,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
         raise SkipformError(f"unknown net {name!r}; accepted: {', '.join(names())}")
     function = import_module(f"{__name__}.{name}").build
     parameters, hints = signature(function).parameters, get_type_hints(function)
+    given = {key: description(value) if isinstance(value, nn.Module) else value for key, value in arguments.items()}
     for key, value in arguments.items():
         if key not in parameters:
             raise SkipformError(f"net {name!r}: unknown argument {key!r}; accepted: {', '.join(parameters)}")
@@ -49,7 +50,15 @@ def build(name: str, **arguments: Any) -> nn.Module:
     missing = [key for key, p in parameters.items() if p.default is Parameter.empty and key not in arguments]
     if missing:
         raise SkipformError(f"net {name!r}: missing argument {', '.join(missing)}; accepted: {', '.join(parameters)}")
-    return function(**arguments)
+    net = function(**arguments)
+    if all(given[key] is not None or value is None for key, value in arguments.items()):
+        net.__dict__["built_from"] = {"net": name, **given}
+    return net
+
+
+def description(net: nn.Module) -> dict[str, Any] | None:
+    """The {"net": NAME, argument: value, ...} block from which `build` made the net; None for any other net."""
+    return net.__dict__.get("built_from")
 
 
 def from_block(block: Mapping[str, Any]) -> nn.Module:
