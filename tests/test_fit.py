@@ -192,7 +192,7 @@ def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
             wrong = int((task.net(images).argmax(1) != labels).sum())
         assert trained.metrics["test_error"] == 100 * wrong / len(labels)
         assert trained.data(root="elsewhere").root == "elsewhere"
-        assert trained.config["data"]["root"] != "elsewhere"
+        assert trained.config["data"].keys().isdisjoint({"root", "download"})
         with pytest.raises(SkipformError, match="a net of task 'classify'; accepted: detect"):
             trained.of_task("detect")
 
@@ -353,6 +353,25 @@ def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, m
     signal.signal(signal.SIGINT, before)  # Lightning, about to exit, ignores it
     fit.main([*written(tmp_path), "--seeds", "0", "1"])
     assert contents(tmp_path / "out") == contents(unkilled)
+
+
+def test_a_half_done_run_is_resumed_after_its_data_have_moved(tmp_path, unkilled, monkeypatch):
+    checkpoint = Journal.on_train_epoch_end
+
+    def dying(self, trainer, pl_module):
+        checkpoint(self, trainer, pl_module)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", dying)
+        with pytest.raises(Killed):
+            fit.main([*written(tmp_path), "--seeds", "0", "--data.root", "here"])
+    with pytest.MonkeyPatch.context() as patch:
+        again = counting_epochs(patch)
+        fit.main([*written(tmp_path), "--seeds", "0", "--data.root", "there", "--data.download", "true"])
+    assert again == [1, 2]
+    expected = contents(unkilled)
+    assert all(content == expected[path] for path, content in contents(tmp_path / "out").items() if "seed0" in path)
 
 
 def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, unkilled, monkeypatch):

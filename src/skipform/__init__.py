@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from skipform.compiler.rewrite import rewrite as rewrite
     from skipform.errors import SkipformError as SkipformError
     from skipform.nets import build as build
-    from skipform.tasks import build as task
+    from skipform.tasks import build as task  # noqa: F401
     from skipform.theory.network import CanonicalNetwork as CanonicalNetwork
 
 __version__ = "0.1.0"
