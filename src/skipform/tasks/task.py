@@ -56,6 +56,13 @@ class Task(LightningModule):
         self._batches: dict[str, list[Numbers]] = {}  # split -> what `step` returned for each batch of this epoch
         self._metrics: dict[str, MetricCollection] = {}  # split -> its torchmetrics in this epoch
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning writes this name 50 times per step, each time past torch's search for parameters and modules.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def step(self, *batch: Any) -> Numbers:
         """{"loss": the mean over the batch, "size": the number of units (inputs, pixels, tokens) in it, **counts}.
 
