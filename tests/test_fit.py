@@ -18,6 +18,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -439,6 +440,34 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
     fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"])
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
     assert "wandb" not in "".join(capfd.readouterr())
+
+
+def test_a_logger_counts_in_epochs_and_after_a_restart_is_given_those_before_it(tmp_path, unkilled, monkeypatch):
+    checkpoint, loggers = Journal.on_train_epoch_end, []
+
+    def dying(self, trainer, pl_module):
+        checkpoint(self, trainer, pl_module)
+        raise Killed
+
+    def opened(mode, config):
+        loggers.append(CSVLogger(tmp_path, name=f"log{len(loggers)}"))
+        return loggers[-1]
+
+    monkeypatch.setattr(tracking, "logger", opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", dying)
+        with pytest.raises(Killed):
+            fit.main([*written(tmp_path), "--seeds", "0"])
+    fit.main([*written(tmp_path), "--seeds", "0"])
+    with (Path(loggers[-1].log_dir) / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with (unkilled / "dense" / "seed0" / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    for column in history[0].keys() - {"epoch"}:
+        split, _, name = column.partition("_")
+        key = f"{ {'validation': 'val'}.get(split, split) }/{name}"
+        values = {line["step"]: float(line[key]) for line in lines if line[key]}
+        assert values == {row["epoch"]: float(row[column]) for row in history}
 
 
 @pytest.mark.parametrize(
