@@ -291,8 +291,8 @@ def test_padding_does_not_change_what_is_found(kind):
     alone = [rest | {"size": (32, 32)}]
     padded = nn.functional.pad(image, (0, 16, 0, 32))
     with torch.no_grad():
-        (one,) = task._detected(task._seen(image[None], alone), alone)
-        (same,) = task._detected(task._seen(padded[None], alone), alone)
+        (one,) = task.predict(image[None], alone)
+        (same,) = task.predict(padded[None], alone)
     if kind == "own losses":  # it gets the images without their padding
         assert torch.equal(one["boxes"], same["boxes"])
     else:  # convolutions see the zeros beyond the border either way, biases make them others inside: not the same
@@ -302,7 +302,7 @@ def test_padding_does_not_change_what_is_found(kind):
 
 def test_a_compiled_step_is_refused_in_one_line():
     with pytest.raises(SkipformError, match=r"^trainer\.fast: true; accepted with task detect: false[^\n]*$"):
-        Detect(DETECTORS["a set"](), Optimizer()).quicken(channels_last=False)
+        Detect(DETECTORS["a set"](), Optimizer()).compile_step(channels_last=False)
 
 
 # ---------------------------------------------------------------- the data

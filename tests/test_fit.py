@@ -18,6 +18,7 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -192,7 +193,7 @@ def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
             wrong = int((task.net(images).argmax(1) != labels).sum())
         assert trained.metrics["test_error"] == 100 * wrong / len(labels)
         assert trained.data(root="elsewhere").root == "elsewhere"
-        assert trained.config["data"]["root"] != "elsewhere"
+        assert trained.config["data"].keys().isdisjoint({"root", "download"})
         with pytest.raises(SkipformError, match="a net of task 'classify'; accepted: detect"):
             trained.of_task("detect")
 
@@ -355,6 +356,25 @@ def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, m
     assert contents(tmp_path / "out") == contents(unkilled)
 
 
+def test_a_half_done_run_is_resumed_after_its_data_have_moved(tmp_path, unkilled, monkeypatch):
+    checkpoint = Journal.on_train_epoch_end
+
+    def dying(self, trainer, pl_module):
+        checkpoint(self, trainer, pl_module)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", dying)
+        with pytest.raises(Killed):
+            fit.main([*written(tmp_path), "--seeds", "0", "--data.root", "here"])
+    with pytest.MonkeyPatch.context() as patch:
+        again = counting_epochs(patch)
+        fit.main([*written(tmp_path), "--seeds", "0", "--data.root", "there", "--data.download", "true"])
+    assert again == [1, 2]
+    expected = contents(unkilled)
+    assert all(content == expected[path] for path, content in contents(tmp_path / "out").items() if "seed0" in path)
+
+
 def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, unkilled, monkeypatch):
     checkpoint = Journal.on_train_epoch_end
 
@@ -422,6 +442,34 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
     assert "wandb" not in "".join(capfd.readouterr())
 
 
+def test_a_logger_counts_in_epochs_and_after_a_restart_is_given_those_before_it(tmp_path, unkilled, monkeypatch):
+    checkpoint, loggers = Journal.on_train_epoch_end, []
+
+    def dying(self, trainer, pl_module):
+        checkpoint(self, trainer, pl_module)
+        raise Killed
+
+    def opened(mode, config):
+        loggers.append(CSVLogger(tmp_path, name=f"log{len(loggers)}"))
+        return loggers[-1]
+
+    monkeypatch.setattr(tracking, "logger", opened)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_end", dying)
+        with pytest.raises(Killed):
+            fit.main([*written(tmp_path), "--seeds", "0"])
+    fit.main([*written(tmp_path), "--seeds", "0"])
+    with (Path(loggers[-1].log_dir) / "metrics.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    with (unkilled / "dense" / "seed0" / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    for column in history[0].keys() - {"epoch"}:
+        split, _, name = column.partition("_")
+        key = f"{ {'validation': 'val'}.get(split, split) }/{name}"
+        values = {line["step"]: float(line[key]) for line in lines if line[key]}
+        assert values == {row["epoch"]: float(row[column]) for row in history}
+
+
 @pytest.mark.parametrize(
     ("block", "precision"),
     [
@@ -437,7 +485,7 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
         journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
         task = Classify(net, Optimizer(name="nesterov", lr=0.01, schedule="cosine", warmup=2))
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
-            task.quicken(channels_last=True, backend="aot_eager")
+            task.compile_step(channels_last=True, backend="aot_eager")
         trainer = run.trainer(max_epochs=1, accelerator="cpu", precision=precision, fast=fast, callback=journal)
         trainer.fit(task, datamodule=Images("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
         return net, journal.rows[0]

@@ -35,9 +35,9 @@ def cell(tmp_path, monkeypatch):
     del sys.modules["cells"]
 
 
-def measured(cell, tmp_path, *, mark="a", **options):
+def measured(cell, tmp_path, *, digest="a", **options):
     cells = [{"number": n, "log": str(tmp_path / "log")} for n in range(6)]
-    return launch.measured(cell, cells, tmp_path / "partial", mark=mark, title="test", **options)
+    return launch.run_grid(cell, cells, tmp_path / "partial", digest=digest, title="test", **options)
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2}])
@@ -49,7 +49,7 @@ def test_what_is_kept_is_not_measured_again_unless_its_source_changed(cell, tmp_
     first = measured(cell, tmp_path, workers=1)
     assert measured(cell, tmp_path, workers=1) == first
     assert (tmp_path / "log").read_text().split() == list("012345")
-    assert measured(cell, tmp_path, workers=1, mark="b") == first
+    assert measured(cell, tmp_path, workers=1, digest="b") == first
     assert len((tmp_path / "log").read_text().split()) == 12
 
 
@@ -59,7 +59,7 @@ def test_a_killed_grid_goes_on_where_it_was(cell, tmp_path):
         from cells import cell
         from skipform.training import launch
         cells = [{{"number": n, "log": {str(tmp_path / "log")!r}, "seconds": 0.2}} for n in range(8)]
-        made = launch.measured(cell, cells, Path({str(tmp_path / "partial")!r}), mark="a", title="test", workers=1)
+        made = launch.run_grid(cell, cells, Path({str(tmp_path / "partial")!r}), digest="a", title="test", workers=1)
         print([row["number"] for row in made])
     """)
     command = [sys.executable, "-c", program]

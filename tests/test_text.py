@@ -317,8 +317,8 @@ def test_the_compiled_step_is_the_step(net, masked):
     module = skipform.build(net, vocab_size=98, context=8, depth=1, width=16, heads=2, dropout=0.0)
     batch = next(iter(trained(torch.arange(90), 8, 3, masked=masked, steps=1)))
     plain, quick = task(module), task(module)
-    quick.quicken(channels_last=False, backend="aot_eager")
-    ours, theirs = plain.step(*batch), quick.stepped(*batch)
+    quick.compile_step(channels_last=False, backend="aot_eager")
+    ours, theirs = plain.step(*batch), quick.run_step(*batch)
     assert ours["size"] == theirs["size"]
     assert ours["accuracy"] == theirs["accuracy"]
     torch.testing.assert_close(ours["loss"], theirs["loss"])

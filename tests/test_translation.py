@@ -289,7 +289,7 @@ def net(vocab_size: int = 6, seed: int = 0, sharp: float = 1.0) -> torch.nn.Modu
 
 
 def task(built, **arguments):
-    return tasks.build(built, {"name": "translate", **SPECIAL, **arguments}, {})
+    return tasks.build("translate", built, **SPECIAL, **arguments)
 
 
 def sentences(draw: torch.Generator, n: int, width: int, vocab_size: int) -> Tensor:
@@ -350,8 +350,8 @@ def test_gradients_do_not_see_the_padding():
 def test_the_compiled_step_is_the_step():
     batch = sentences(torch.Generator().manual_seed(0), 4, 6, 7)
     plain, quick = task(net(7)), task(net(7))
-    quick.quicken(channels_last=False, backend="eager")
-    found, expected = quick.stepped(batch, batch), plain.step(batch, batch)
+    quick.compile_step(channels_last=False, backend="eager")
+    found, expected = quick.run_step(batch, batch), plain.step(batch, batch)
     torch.testing.assert_close(found["loss"], expected["loss"])
     assert (int(found["size"]), int(found["error"])) == (int(expected["size"]), int(expected["error"]))
 
@@ -466,7 +466,7 @@ class Copies(torch.nn.Module):
 def scored(found: Translation, source: Tensor, target: Tensor, epoch: int = 0, **arguments) -> dict[str, float]:
     """The scores of the last of one epochs, or of an earlier one."""
     judged = task(Copies(Translation.states("dates")["vocab_size"]), **arguments)
-    judged.trainer = SimpleNamespace(datamodule=found, current_epoch=epoch, max_epochs=1)
+    judged.trainer = SimpleNamespace(datamodule=found, current_epoch=epoch, max_epochs=1, testing=False)
     for one, other in zip(source.split(32), target.split(32), strict=True):
         judged.evaluate("test", one, other)
     first = judged.scores("test")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skipform.compiler.rewrite import rewrite as rewrite
     from skipform.errors import SkipformError as SkipformError
     from skipform.nets import build as build
+    from skipform.tasks import build as task  # noqa: F401
     from skipform.theory.network import CanonicalNetwork as CanonicalNetwork
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOMES = {
     "UnsupportedOperation": "skipform.compiler.rewrite",
     "CanonicalNetwork": "skipform.theory.network",
     "SkipformError": "skipform.errors",
+    "task": "skipform.tasks",
 }
 _PACKAGES = ("data", "measure")  # `skipform.data` can be called
 
@@ -37,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"skipform.{name}")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), "build" if name == "task" else name)
     raise AttributeError(
         f"module 'skipform' has no attribute {name!r}; it has {', '.join(sorted([*_HOMES, *_PACKAGES]))}"
     )

@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all: beside, flushed, then renamed over; and what decides their content."""
+"""Files that are written whole or not at all, and digests of what decides their content.
+
+A file is written under a temporary name in its folder, flushed to the disk, and renamed.
+"""
 
 import hashlib
 import json
@@ -14,29 +17,29 @@ from typing import Any
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; on success it replaces `path`, on any error it is removed."""
+    """Yield a temporary path to write to; on success it becomes `path`, on any error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    beside = Path(name)
+    temporary = Path(name)
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes the file private; the finished one gets the permissions any new file has.
         umask = os.umask(0)
         os.umask(umask)
-        beside.chmod(0o666 & ~umask)
-        beside.replace(path)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
-    with whole(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """The run that `skipform fit` left in `folder`; every file is read when it is first asked for, and once."""
+    """The run that `skipform fit` has written to `folder`. A file is read when it is first needed, and only once."""
 
     folder: Path
 
@@ -36,7 +37,7 @@ class Run:
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
-        """One row an epoch: "epoch", and the loss and the scores of every split."""
+        """One row per epoch: "epoch", and the loss and the scores of every split."""
         with (self.folder / "history.csv").open(newline="") as file:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
@@ -55,26 +56,31 @@ class Run:
         """The task of the final net, in evaluation mode."""
         from skipform import tasks
 
-        return tasks.build(self.net(), self.config["task"], self.config["optimizer"]).eval()
+        return tasks.build(net=self.net(), optimizer=self.config["optimizer"], **self.config["task"]).eval()
 
     def data(self, root: str | None = None) -> Any:
-        """The data module, prepared and set up; `root`: where its files are, by default where training had them."""
+        """The data module, prepared and set up; nothing is fetched. `root`: its folder, by default `data_root`."""
         from skipform import data
 
-        module = data.build(0, **self.config["data"] | ({} if root is None else {"root": root}))
+        module = data.build(0, **self.config["data"] | {"root": root or data_root(), "download": False})
         module.prepare_data()
         module.setup()
         return module
 
-    def test_images(self) -> Tensor:
+    def test_images(self, root: str | None = None) -> Tensor:
         """The test images of a run of task classify, (N, c, h, w), in float64."""
-        return self.data().splits["test"][0].double()
+        return self.data(root).splits["test"][0].double()
 
     def of_task(self, name: str) -> "Run":
         """This run. Raises SkipformError if its task is not `name`."""
         if self.config["task"]["name"] != name:
             raise SkipformError(f"{self.folder}: a net of task {self.config['task']['name']!r}; accepted: {name}")
         return self
+
+
+def data_root() -> str:
+    """The folder in which this machine keeps its data: SKIPFORM_DATA, or ./data. It is no part of a run."""
+    return os.environ.get("SKIPFORM_DATA") or "data"
 
 
 def finished(folder: str | Path) -> list[Run]:

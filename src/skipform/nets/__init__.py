@@ -42,8 +42,17 @@ def build(name: str, **arguments: Any) -> nn.Module:
     if name not in names():
         raise SkipformError(f"unknown net {name!r}; accepted: {', '.join(names())}")
     function = import_module(f"{__name__}.{name}").build
-    given = {key: build(**value) if is_block(value) else value for key, value in arguments.items()}
-    return function(**complete(function, given, f"net {name!r}"))
+    given = {key: description(value) if isinstance(value, nn.Module) else value for key, value in arguments.items()}
+    built = {key: build(**value) if is_block(value) else value for key, value in arguments.items()}
+    net = function(**complete(function, built, f"net {name!r}"))
+    if all(given[key] is not None or value is None for key, value in arguments.items()):
+        net.__dict__["built_from"] = {"name": name, **given}
+    return net
+
+
+def description(net: nn.Module) -> dict[str, Any] | None:
+    """The {"name": NAME, argument: value, ...} block from which `build` made the net; None for any other net."""
+    return net.__dict__.get("built_from")
 
 
 def is_block(value: Any) -> bool:

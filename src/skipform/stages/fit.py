@@ -3,83 +3,61 @@
     skipform fit --config experiments/survey/resnet.yaml
     skipform fit --config experiments/survey/resnet.yaml --scale smoke --seeds 0 1 --trainer.max_epochs 2
 
-These runs know nothing of each other: on a CPU they go side by side, one process each (--workers), to the same bytes.
-Leaves DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with the middle and the range over the seeds. All is
-made in DIR.partial, where a killed training goes on when the same command is given again; DIR appears complete.
+The runs are independent: on a CPU they are trained in parallel, one process each (--workers), with the same result.
+Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. All is made in
+DIR.partial, where a killed training is resumed when the same command is given again; DIR appears when it is complete.
 """
 
+import argparse
 import fcntl
 import os
 import shlex
 import shutil
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from tqdm import tqdm
-
-from skipform import data as sets
-from skipform import nets
 from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.stages.cli import not_understood
-from skipform.training import launch, run, tracking
-from skipform.training.experiment import Experiment, accepted, read
-from skipform.training.journal import spoken
+
+# torch and Lightning take seconds to import: the functions below do it, once there is something to train.
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from skipform.training.experiment import Experiment
+
+Seeds = list[int]
+Trained = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
 
 
 def main(argv: list[str]) -> int:
-    options, said = _options(argv)
-    path = Path(options["config"])
-    if root := os.environ.get("SKIPFORM_DATA"):
-        said["data"] = {"root": root} | said.get("data", {})
-    experiment = read(path, options["scale"], said)
-    seeds = options["seeds"]
+    path = _experiment_file(argv)
+    from skipform.training import launch
+    from skipform.training.experiment import read
+
+    options, given, storage = _options(argv)
+    experiment, seeds = read(path, options["scale"], given), options["seeds"]
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
-    workers = launch.workers(options["workers"], experiment, len(runs))
+    workers = launch.worker_count(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
-        return launch.several(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
-    launch.settle(1 if workers > 1 else experiment.threads)  # forked while it has threads of its own, torch would hang
-    data = sets.build(0, **experiment.data)
-    data.prepare_data()
-    data.setup()
-    with torch.device("meta"):  # every net can be built, before the first is trained
-        for label, block in experiment.variants.items():
-            try:
-                nets.build(**block)
-            except (ValueError, RuntimeError) as failure:
-                raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
+        return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
+    # with more threads than one before it forks, torch would hang in the workers
+    launch.configure_process(1 if workers > 1 else experiment.threads)
+    steps = len(runs) * experiment.trainer["max_epochs"] * _check(path, experiment, storage)
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
     work = out.with_name(f"{out.name}.partial")
-    steps = len(runs) * experiment.trainer["max_epochs"] * len(data.train_dataloader())
-    summary = {}
-    leads = launch.rank() == 0  # of several processes the first one writes and speaks
-    train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]))
+    train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
+    leads = launch.rank() == 0  # of several processes only the first one writes and reports
     with (
         _alone(work) if leads else nullcontext(),
         _bar(steps, leads) as bar,
-        launch.spread(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as trained,
+        launch.in_workers(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as run,
     ):
-        for i, label in enumerate(experiment.variants, 1):
-            done = []
-            for seed in seeds:
-                bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
-                done.append(trained(label, seed, bar))
-            if not leads:
-                continue
-            summary[label] = _summary(seeds, done)
-            name, unit = done[0]["shown"]
-            score = summary[label][f"test_{name}"]
-            bar.write(
-                f"{path.stem:18} {label:18} test {spoken(name)} {score['middle']:6.2f} {unit}"
-                f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
-            )
+        summary = _train_all(experiment, seeds, run, bar, leads)
         if leads:
             _keep_only(work, experiment.variants, seeds)
             write_json(work / "summary.json", summary)
@@ -88,26 +66,50 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the stage, and what the command line says over the experiment file."""
+def _experiment_file(argv: list[str]) -> Path:
+    """The experiment file that the command line names, checked before anything heavy is imported."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", nargs="?")
+    path = parser.parse_known_args(argv)[0].config
+    if path is None and not {"-h", "--help"} & set(argv):
+        raise SkipformError(
+            "--config FILE is missing; accepted: an experiment file, say experiments/survey/resnet.yaml"
+        )
+    if path is not None and not (file := Path(path)).is_file():
+        present = sorted(other.name for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
+        raise SkipformError(f"{file}: no such experiment file; {file.parent} has {', '.join(present) or 'none'}")
+    return Path(path or "")
+
+
+def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The options of this stage; what the command line puts over the experiment file; where this machine keeps data."""
+    import yaml
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from skipform.runs import data_root
+    from skipform.training.experiment import accepted
+
     parser = ArgumentParser(prog="skipform fit", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", type=str, metavar="FILE", help="the experiment file")
     parser.add_argument(
-        "--scale", type=str, help="a file of experiments/scale; by default what params.yaml says, or embedded"
+        "--scale", type=str, help="a file of experiments/scale; by default that of params.yaml, or embedded"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default what params.yaml says, or 0")
+    parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default those of params.yaml, or 0")
     parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
     parser.add_argument(
         "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
     )
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
+    group = parser.add_argument_group("the data of this machine, which is no part of a run")
+    group.add_argument("--data.root", type=str, metavar="DIR", help="by default SKIPFORM_DATA, or ./data")
+    group.add_argument("--data.download", type=bool, help="fetch files that are missing or altered")
     for section, keys in accepted().items():
-        group = parser.add_argument_group(f"{section}, over what the experiment file says")
+        group = parser.add_argument_group(f"{section}, in place of what the experiment file says")
         for key, hint in keys.items():
             group.add_argument(f"--{section}.{key}", type=hint)
     try:
-        said = parser.parse_args(argv, defaults=False).as_dict()
+        given = parser.parse_args(argv, defaults=False).as_dict()
     except ArgumentError as error:
         raise not_understood(error, parser) from None
     params = Path("params.yaml")
@@ -118,18 +120,59 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         "out": None,
         "workers": None,
     }
-    options = default | {key: said.pop(key) for key in ("config", *default) if key in said}
-    if "config" not in options:
-        raise SkipformError(
-            "--config FILE is missing; accepted: an experiment file, say experiments/survey/resnet.yaml"
-        )
+    options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
     seeds = options["seeds"]
     if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise SkipformError(f"seeds: {seeds!r}; accepted: one or more different whole numbers from 0 on")
-    return options, said
+    data = given.get("data", {})
+    storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
+    return options, given, storage
 
 
-def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int, bar: Any) -> dict[str, Any]:
+def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int:
+    """The number of steps of an epoch, after the data have been read and every net has been built without memory."""
+    import torch
+
+    from skipform import data, nets
+
+    module = data.build(0, **experiment.data | storage)
+    module.prepare_data()
+    module.setup()
+    with torch.device("meta"):
+        for label, block in experiment.variants.items():
+            try:
+                nets.build(**block)
+            except (ValueError, RuntimeError) as failure:
+                raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
+    return len(module.train_dataloader())
+
+
+def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
+    """Train every variant with every seed, report its score and return the summary."""
+    from skipform.training.journal import spoken
+
+    summary = {}
+    for i, label in enumerate(experiment.variants, 1):
+        done = []
+        for seed in seeds:
+            bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
+            done.append(run(label, seed, bar))
+        summary[label] = _summary(seeds, done)
+        name, unit = done[0]["shown"]
+        score = summary[label][f"test_{name}"]
+        if leads:
+            bar.write(
+                f"{experiment.name:18} {label:18} test {spoken(name)} {score['middle']:6.2f} {unit}"
+                f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
+            )
+    return summary
+
+
+def _run(
+    work: Path, experiment: "Experiment", command: str, storage: dict[str, Any], label: str, seed: int, bar: Any
+) -> dict[str, Any]:
+    from skipform.training import run, tracking
+
     config = {
         "experiment": experiment.name,
         "scale": experiment.scale,
@@ -143,11 +186,12 @@ def _run(work: Path, experiment: Experiment, command: str, label: str, seed: int
         "trainer": experiment.trainer,
     }
     logger = partial(tracking.logger, experiment.wandb)
-    return run.train(work / label / f"seed{seed}", config, command=command, bar=bar, open_logger=logger)
+    folder = work / label / f"seed{seed}"
+    return run.train(folder, config, command=command, bar=bar, storage=storage, open_logger=logger)
 
 
-def _summary(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every number that the seeds' metrics share: the middle (median), the lowest and the highest."""
+def _summary(seeds: Seeds, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The middle (median), the lowest and the highest of every number in the metrics of the runs, one run per seed."""
     keys = [key for key in runs[0] if key.startswith(("train_", "validation_", "test_"))]
     values = {key: [metrics[key] for metrics in runs] for key in keys}
     return {
@@ -158,7 +202,9 @@ def _summary(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _bar(steps: int, leads: bool) -> tqdm:
+def _bar(steps: int, leads: bool) -> "tqdm":
+    from tqdm import tqdm
+
     return tqdm(
         total=steps,
         disable=None if leads else True,
@@ -169,7 +215,7 @@ def _bar(steps: int, leads: bool) -> tqdm:
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Hold the work folder: a second process writing the same one would spoil both. Killing the holder lets go."""
+    """Lock the work folder: two processes that write to it would spoil the results of both. A kill unlocks it."""
     work.mkdir(parents=True, exist_ok=True)
     handle = os.open(work, os.O_RDONLY)
     try:
@@ -184,10 +230,12 @@ def _alone(work: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _keep_only(work: Path, labels: Iterable[str], seeds: list[int]) -> None:
+def _keep_only(work: Path, labels: Iterable[str], seeds: Seeds) -> None:
     """Remove what a killed or different training left: checkpoints, half-written files, other variants and seeds."""
+    from skipform.training import run
+
     wanted = {work / label / f"seed{seed}" / name for label in labels for seed in seeds for name in run.FILES}
-    for path in sorted(work.rglob("*"), reverse=True):  # what a folder holds comes before it
+    for path in sorted(work.rglob("*"), reverse=True):  # the content of a folder comes before the folder
         if path.is_file() and path not in wanted:
             path.unlink()
         elif path.is_dir() and not any(path.iterdir()):

@@ -59,11 +59,11 @@ def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded",
     package = Path(__file__).parent.parent
     sources = [*package.glob("compiler/*.py"), *package.glob("nets/*.py"), Path(__file__)]
     partial = Path(f"{out}.partial")
-    rows = launch.measured(
+    rows = launch.run_grid(
         row,
         [{"net": net, "variant": variant} for net, variant in (SMOKE if scale == "smoke" else chosen())],
         partial,
-        mark=fingerprint(None, sources),
+        digest=fingerprint(None, sources),
         title="grammar",
         workers=workers,
     )

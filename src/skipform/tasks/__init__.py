@@ -1,10 +1,11 @@
 """What is minimised and what is scored: one LightningModule per kind of target, the file name is the registry.
 
-A task is given a net, never builds one, and never asks which architecture it is.
+A task is given a net and never asks which architecture it is.
 """
 
 from collections.abc import Mapping
 from importlib import import_module
+from inspect import signature
 from pkgutil import iter_modules
 from typing import Any
 
@@ -14,12 +15,12 @@ from skipform.errors import SkipformError
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
 
-WORDS = {"task", "optimizer"}  # shared by the tasks, not tasks themselves
+SHARED = {"task", "optimizer"}  # files that the tasks share, no tasks themselves
 
 
 def names() -> list[str]:
     """The tasks that an experiment file may name, in alphabetical order."""
-    return sorted(module.name for module in iter_modules(__path__) if module.name not in WORDS)
+    return sorted(module.name for module in iter_modules(__path__) if module.name not in SHARED)
 
 
 def kind(name: str) -> type[Task]:
@@ -29,7 +30,30 @@ def kind(name: str) -> type[Task]:
     return getattr(import_module(f"{__name__}.{name}"), name.title().replace("_", ""))
 
 
-def build(net: nn.Module, task: Mapping[str, Any], optimizer: Mapping[str, Any]) -> Task:
-    """The task of a {"name": NAME, ...} block for `net`, minimised as the `optimizer` block says."""
-    own = {key: value for key, value in task.items() if key != "name"}
-    return kind(task["name"])(net, Optimizer(**optimizer), **own)
+def build(name: str, net: nn.Module, optimizer: Optimizer | Mapping[str, Any] | None = None, **options: Any) -> Task:
+    """The task `name` for `net`, a LightningModule; public as `skipform.task`.
+
+    Args:
+        name: classify, segment, detect, language_model or translate.
+        net: what is trained.
+        optimizer: an `Optimizer` or its arguments; stochastic gradient descent by default.
+        options: arguments of the task's class, as num_classes of `Segment`.
+
+    Raises:
+        SkipformError: unknown task, unknown or missing argument; one line that names what is accepted.
+    """
+    task = kind(name)
+    _check(f"task {name!r}", task, options, provided={"net", "optimizer"})
+    if not isinstance(optimizer, Optimizer):
+        _check("optimizer", Optimizer, optimizer or {}, provided=set())
+    return task(net, optimizer or {}, **options)
+
+
+def _check(what: str, function: type, given: Mapping[str, Any], provided: set[str]) -> None:
+    parameters = {key: p for key, p in signature(function).parameters.items() if key not in provided}
+    for key in given:
+        if key not in parameters:
+            raise SkipformError(f"{what}: unknown argument {key!r}; accepted: {', '.join(parameters) or 'none'}")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise SkipformError(f"{what}: missing argument {', '.join(missing)}; accepted: {', '.join(parameters)}")

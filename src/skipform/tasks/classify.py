@@ -19,9 +19,13 @@ class Classify(Task):
     HIGHER = False
 
     def step(self, inputs: Tensor, labels: Tensor) -> dict[str, Any]:
-        scores = self.net(inputs)  # (n, classes)
+        scores = self(inputs)  # (n, classes)
         wrong = (scores.detach().argmax(1) != labels).sum()
         return {"loss": functional.cross_entropy(scores, labels), "size": len(labels), "error": wrong}
 
+    def predict(self, inputs: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The class of the largest score, (n,)."""
+        return self.net(inputs).argmax(1)
+
     def examples(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor | list[str]]:
-        return {"images": inputs, "labels": labels, "predicted": self.net(inputs).argmax(1)}
+        return {"images": inputs, "labels": labels, "predicted": self.predict(inputs)}

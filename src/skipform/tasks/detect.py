@@ -4,6 +4,7 @@ Letters: n images, q predictions of an image, c classes, l read-outs of a net (t
 objects in all images, m pairs of a prediction and an object.
 """
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -41,25 +42,25 @@ class Detect(Task):
     TARGETS = "boxes"
     SHOWN = ("ap50", "%")
 
-    def __init__(self, net: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, net: nn.Module | Mapping[str, Any], optimizer: Optimizer | Mapping[str, Any]) -> None:
         super().__init__(net, optimizer)
-        self.takes_targets = "targets" in signature(net.forward).parameters
+        self.takes_targets = "targets" in signature(self.net.forward).parameters
 
-    def quicken(self, *, channels_last: bool, backend: str = "inductor") -> None:
+    def compile_step(self, *, channels_last: bool, backend: str = "inductor") -> None:
         raise SkipformError("trainer.fast: true; accepted with task detect: false, for its loss has no fixed shapes")
 
     def step(self, images: Tensor, targets: list[Target]) -> Numbers:
         loss = (
             self._own_loss(images, targets)
             if self.takes_targets
-            else self._set_loss(self._seen(images, targets), targets)
+            else self._set_loss(self._output(images, targets), targets)
         )
         return {"loss": loss, "size": len(images)}
 
     def evaluate(self, split: str, images: Tensor, targets: list[Target]) -> Numbers:
-        seen = self._seen(images, targets)
-        self.metric(split).update(self._detected(seen, targets), targets)
-        loss = self._own_loss(images, targets) if self.takes_targets else self._set_loss(seen, targets)
+        output = self._output(images, targets)
+        self.metric(split).update(self._detections(output, targets), targets)
+        loss = self._own_loss(images, targets) if self.takes_targets else self._set_loss(output, targets)
         return {"loss": loss, "size": len(images)}
 
     def metrics(self) -> MetricCollection:
@@ -68,40 +69,47 @@ class Detect(Task):
         return MetricCollection({"precision": precision})
 
     def scores(self, split: str) -> dict[str, float]:
-        if split not in self.gathered:
+        if split not in self._metrics:
             return {}
-        found = self.gathered.pop(split).compute()
+        values = self._metrics.pop(split).compute()
         names = {"ap": "map", "ap50": "map_50", "ap75": "map_75"}
-        return {ours: 100 * found[theirs].item() for ours, theirs in names.items()}
+        return {ours: 100 * values[theirs].item() for ours, theirs in names.items()}
+
+    def predict(self, images: Tensor, targets: list[Target] | None = None) -> list[dict[str, Tensor]]:
+        """Boxes x0 y0 x1 y1 in pixels, scores and labels of each image; of targets only "size" is read, and without
+        them an image has no zeros around it."""
+        if targets is None:
+            targets = [{"size": tuple(images.shape[-2:])}] * len(images)
+        return self._detections(self._output(images, targets), targets)
 
     def examples(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor | list[str]]:
         """An image with fewer boxes than another one has boxes of label -1 to the same number."""
-        found = self._detected(self._seen(images, targets), targets)
+        predicted = self.predict(images, targets)
         return {
             "images": images,
             "boxes": pad_sequence([target["boxes"] for target in targets], True),
             "labels": pad_sequence([target["labels"] for target in targets], True, -1),
-            "predicted_boxes": pad_sequence([each["boxes"] for each in found], True),
-            "predicted_labels": pad_sequence([each["labels"] for each in found], True, -1),
-            "predicted_scores": pad_sequence([each["scores"] for each in found], True),
+            "predicted_boxes": pad_sequence([image["boxes"] for image in predicted], True),
+            "predicted_labels": pad_sequence([image["labels"] for image in predicted], True, -1),
+            "predicted_scores": pad_sequence([image["scores"] for image in predicted], True),
         }
 
-    def _seen(self, images: Tensor, targets: list[Target]) -> Any:
-        """What the net gives for the images alone."""
-        return self.net(cut(images, targets)) if self.takes_targets else self.net(images, present(images, targets))
+    def _output(self, images: Tensor, targets: list[Target]) -> Any:
+        """The net's output for the images alone."""
+        return self(cut(images, targets)) if self.takes_targets else self(images, present(images, targets))
 
-    def _detected(self, seen: Any, targets: list[Target]) -> list[dict[str, Tensor]]:
-        return seen if self.takes_targets else detections(seen, [target["size"] for target in targets])
+    def _detections(self, output: Any, targets: list[Target]) -> list[dict[str, Tensor]]:
+        return output if self.takes_targets else detections(output, [target["size"] for target in targets])
 
     def _own_loss(self, images: Tensor, targets: list[Target]) -> Tensor:
         mode = self.net.training
         self.net.training = True  # for held-out images too, in which its layers stay in evaluation mode
-        losses = self.net(cut(images, targets), objects(targets))
+        losses = self(cut(images, targets), objects(targets))
         self.net.training = mode
         return torch.stack(list(losses.values())).sum()
 
-    def _set_loss(self, seen: Any, targets: list[Target]) -> Tensor:
-        return set_loss(seen, targets, share=self.training and distributed.is_initialized())
+    def _set_loss(self, output: Any, targets: list[Target]) -> Tensor:
+        return set_loss(output, targets, share=self.training and distributed.is_initialized())
 
 
 def cut(images: Tensor, targets: list[Target]) -> list[Tensor]:
@@ -123,10 +131,10 @@ def objects(targets: list[Target]) -> list[Target]:
     return [{key: target[key][one] for key in ("boxes", "labels")} for target, one in zip(targets, single, strict=True)]
 
 
-def detections(seen: dict[str, Any], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
+def detections(output: dict[str, Any], sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
     """Predicted sets as boxes x0 y0 x1 y1 in pixels of images of sizes (h, w), best first."""
-    chances, labels = seen["logits"].float().softmax(-1)[..., :-1].max(-1)  # n q
-    boxes = corners(seen["boxes"].float())  # n q 4
+    chances, labels = output["logits"].float().softmax(-1)[..., :-1].max(-1)  # n q
+    boxes = corners(output["boxes"].float())  # n q 4
     order = chances.argsort(descending=True)  # n q
     return [
         {"boxes": box[best] * box.new_tensor([w, h, w, h]), "scores": chance[best], "labels": label[best]}
@@ -134,7 +142,7 @@ def detections(seen: dict[str, Any], sizes: list[tuple[int, int]]) -> list[dict[
     ]
 
 
-def set_loss(seen: dict[str, Any], targets: list[Target], *, share: bool = False) -> Tensor:
+def set_loss(output: dict[str, Any], targets: list[Target], *, share: bool = False) -> Tensor:
     """The loss of "End-to-end object detection with transformers", eq. (2) and Sections 3.1, A.4. Of each read-out,
     paired with the objects by `match`, and added over all of them:
 
@@ -146,16 +154,16 @@ def set_loss(seen: dict[str, Any], targets: list[Target], *, share: bool = False
     share: K, 1 at least, and the sum of the weights are means over the processes, so that their mean gradient is that
     of all images in one.
     """
-    logits = torch.cat([seen["auxiliary"]["logits"], seen["logits"][None]]).float()  # l n q c+1
-    boxes = torch.cat([seen["auxiliary"]["boxes"], seen["boxes"][None]]).float()  # l n q 4
+    logits = torch.cat([output["auxiliary"]["logits"], output["logits"][None]]).float()  # l n q c+1
+    boxes = torch.cat([output["auxiliary"]["boxes"], output["boxes"][None]]).float()  # l n q 4
     wanted = objects(targets)
-    labels = torch.cat([each["labels"] for each in wanted])  # K
+    labels = torch.cat([target["labels"] for target in wanted])  # K
     scaled = [
-        each["boxes"] / boxes.new_tensor([w, h, w, h])
-        for each, (h, w) in zip(wanted, (target["size"] for target in targets), strict=True)
+        target["boxes"] / boxes.new_tensor([w, h, w, h])
+        for target, (h, w) in zip(wanted, (target["size"] for target in targets), strict=True)
     ]
     goals = box_convert(torch.cat(scaled), "xyxy", "cxcywh")  # K 4
-    layer, image, query, number = match(logits, boxes, labels, goals, [len(each["labels"]) for each in wanted])  # m
+    layer, image, query, number = match(logits, boxes, labels, goals, [len(target["labels"]) for target in wanted])  # m
     classes = torch.full_like(logits[..., 0], logits.shape[-1] - 1, dtype=torch.int64)  # l n q
     classes[layer, image, query] = labels[number]
     weight = logits.new_ones(logits.shape[-1])  # c+1

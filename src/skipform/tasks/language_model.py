@@ -3,6 +3,7 @@
 Letters: n windows, t tokens of a window, v tokens there are.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ class LanguageModel(Task):
     nothing is asked: next tokens or masked ones, the loss is the same.
 
     Args:
-        context: so many tokens the net takes at once.
+        context: the number of tokens that the net takes at once.
         objective: what `examples` shows, a causal net's continuation or what a masked one fills in.
     """
 
@@ -31,28 +32,37 @@ class LanguageModel(Task):
     HIGHER = False
 
     def __init__(
-        self, net: nn.Module, optimizer: Optimizer, *, context: int, objective: Literal["causal", "masked"]
+        self,
+        net: nn.Module | Mapping[str, Any],
+        optimizer: Optimizer | Mapping[str, Any],
+        *,
+        context: int,
+        objective: Literal["causal", "masked"],
     ) -> None:
         super().__init__(net, optimizer)
         self.context, self.objective = context, objective
 
     def step(self, tokens: Tensor, targets: Tensor) -> dict[str, Any]:
-        scores = self.net(tokens)  # n t v
+        scores = self(tokens)  # n t v
         size = (targets >= 0).sum()
         loss = functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
         right = (scores.detach().argmax(2) == targets).sum()
         return {"loss": loss / size.clamp(min=1), "size": size, "accuracy": right}
 
     def evaluate(self, split: str, tokens: Tensor, targets: Tensor) -> dict[str, Any]:
-        numbers = self.stepped(tokens, targets)
+        numbers = self.run_step(tokens, targets)
         self.metric(split).update(numbers["loss"], numbers["size"])
         return numbers
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({"perplexity": MeanMetric()})  # of the loss, until `scores` makes one of it
+        return MetricCollection({"perplexity": MeanMetric()})  # of the loss; `scores` makes a perplexity of it
 
     def scores(self, split: str) -> dict[str, float]:
         return {name: torch.tensor(percent / 100).exp().item() for name, percent in super().scores(split).items()}
+
+    def predict(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """The token of the largest score at every position, (n, t); `generate` continues a text."""
+        return self(tokens).argmax(2)
 
     @torch.no_grad()
     def examples(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor | list[str]]:
@@ -60,7 +70,7 @@ class LanguageModel(Task):
         drawn at temperature 0.8 instead. Masked: what the net sees, what stood there, and what it fills in."""
         if self.objective == "masked":
             asked = targets >= 0
-            filled = torch.where(asked, self.net(tokens).argmax(2), tokens)
+            filled = torch.where(asked, self.predict(tokens), tokens)
             return {"seen": tokens, "reference": torch.where(asked, targets, tokens), "filled": filled}
         half, t = tokens.shape[1] // 2, tokens.shape[1]
         prompt, generator = tokens[:, :half], torch.Generator(tokens.device).manual_seed(0)

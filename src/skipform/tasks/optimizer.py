@@ -15,7 +15,7 @@ Schedule = Literal["constant", "multistep", "cosine", "linear", "inverse_sqrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An optimiser in words; `build` makes it for a net.
+    """An optimiser as plain data; `build` makes it for a net.
 
     Args:
         name: sgd, nesterov (both with `momentum`), adam (decay in the gradient) or adamw (decay apart).
@@ -47,8 +47,9 @@ class Optimizer:
             if name not in get_args(accepted):
                 raise SkipformError(f"unknown {what} {name!r}; accepted: {', '.join(get_args(accepted))}")
 
-    def build(self, net: nn.Module, steps: int, *, fused: bool = False) -> dict[str, Any]:
-        """What `LightningModule.configure_optimizers` returns, for a training of `steps` steps.
+    def build(self, net: nn.Module, steps: float, *, fused: bool = False) -> dict[str, Any]:
+        """What `LightningModule.configure_optimizers` returns, for a training of `steps` steps (infinity
+        where the schedule need not know).
 
         fused: the optimiser's step in one kernel.
         """
@@ -80,7 +81,7 @@ class Optimizer:
             groups.setdefault((self.lr * factor, decay), []).append(parameter)
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
-    def scale(self, step: int, steps: int) -> float:
+    def scale(self, step: int, steps: float) -> float:
         """What the learning rate is multiplied by at `step` of 0 .. steps - 1.
 
         f + (1 - f) s(step / steps), times min(1, (step + 1) / warmup), with f = `floor` and

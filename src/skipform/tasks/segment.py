@@ -3,6 +3,7 @@
 Letters: n batch, c channels, H W height and width of an image, h w of the scores, K classes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -45,8 +46,8 @@ class Segment(Task):
 
     def __init__(
         self,
-        net: nn.Module,
-        optimizer: Optimizer,
+        net: nn.Module | Mapping[str, Any],
+        optimizer: Optimizer | Mapping[str, Any],
         *,
         num_classes: int,
         ignore_index: int | None = None,
@@ -56,9 +57,9 @@ class Segment(Task):
         super().__init__(net, optimizer)
         if class_weights is not None and len(class_weights) != num_classes:
             raise SkipformError(f"task.class_weights: {class_weights}; accepted: {num_classes} numbers, one a class")
-        if mirror and not hasattr(net, "room"):
+        if mirror and not hasattr(self.net, "room"):
             raise SkipformError(
-                f"task.mirror: true, but {type(net).__name__} does not say how large an image must be;"
+                f"task.mirror: true, but {type(self.net).__name__} does not say how large an image must be;"
                 " accepted for such a net: false"
             )
         self.num_classes, self.ignore_index, self.mirror = num_classes, ignore_index, mirror
@@ -66,22 +67,26 @@ class Segment(Task):
         self.register_buffer("weights", weights, persistent=False)
 
     def step(self, images: Tensor, masks: Tensor) -> dict[str, Any]:
-        return self._scored(*self._compared(images, masks))
+        return self._loss_and_error(*self._compared(images, masks))
 
     def evaluate(self, split: str, *batch: Tensor) -> dict[str, Any]:
         scores, masks = self._compared(*batch)
         self.metric(split).update(scores.float(), masks)
-        return self._scored(scores, masks)
+        return self._loss_and_error(scores, masks)
 
     def metrics(self) -> MetricCollection:
-        said: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
-        found: dict[str, Metric | MetricCollection] = {
-            "mean_iou": MulticlassJaccardIndex(**said, validate_args=False),
-            "accuracy": MulticlassAccuracy(**said, average="micro", validate_args=False),
+        classes: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "mean_iou": MulticlassJaccardIndex(**classes, validate_args=False),
+            "accuracy": MulticlassAccuracy(**classes, average="micro", validate_args=False),
         }
         if self.num_classes == 2 and self.ignore_index is None:
-            found |= {"pixel_error": PixelError(), "rand_error": RandError()}
-        return MetricCollection(found)
+            metrics |= {"pixel_error": PixelError(), "rand_error": RandError()}
+        return MetricCollection(metrics)
+
+    def predict(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """The class of each pixel that the net scores, (n, h, w)."""
+        return self._scores(images).argmax(1)
 
     def examples(self, images: Tensor, masks: Tensor) -> dict[str, Tensor | list[str]]:
         scores, masks = self._compared(images, masks)
@@ -89,13 +94,17 @@ class Segment(Task):
 
     def _compared(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (n, K, h, w) and the pixels (n, h, w) that they are of."""
-        if self.mirror:
-            images = mirrored(images, *(self.net.room(size) for size in images.shape[-2:]))  # type: ignore[operator]
-        scores = self.net(images)
+        scores = self._scores(images)
         h, w = (min(*sizes) for sizes in zip(scores.shape[-2:], masks.shape[-2:], strict=True))
         return centre(scores, h, w), centre(masks, h, w)
 
-    def _scored(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
+    def _scores(self, images: Tensor) -> Tensor:
+        """The net's scores, of the images continued by their mirror image if `mirror`."""
+        if self.mirror:
+            images = mirrored(images, *(self.net.room(size) for size in images.shape[-2:]))  # type: ignore[operator]
+        return self(images)
+
+    def _loss_and_error(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
         """Loss and error of scores (n, K, h, w)."""
         # of pixels in a row, for in two dimensions CUDA has no deterministic kernel
         logarithms, classes = scores.log_softmax(1).movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
@@ -158,8 +167,8 @@ class RandError(Metric):
         """scores (n, 2, h, w), masks (n, h, w)."""
         probabilities, truths = scores.softmax(1)[:, 1].cpu().numpy(), masks.cpu().numpy() == 1
         for probability, truth in zip(probabilities, truths, strict=True):
-            found = [rand_score(truth, probability > threshold) for threshold in THRESHOLDS.tolist()]
-            self.total += torch.tensor(found, dtype=torch.float64, device=self.total.device)
+            scored = [rand_score(truth, probability > threshold) for threshold in THRESHOLDS.tolist()]
+            self.total += torch.tensor(scored, dtype=torch.float64, device=self.total.device)
         self.images += len(truths)
 
     def compute(self) -> Tensor:

@@ -3,6 +3,7 @@
 Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of a beam, v tokens there are.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,8 @@ class Translate(Task):
     wanted distribution is 1 - e on the token and e / v on every one (Vaswani et al. 2017, Section 5.4). Padding counts
     nowhere. The error is the share of tokens of which another one has the largest score.
 
-    Held-out texts are translated by `translated` and compared as texts: SacreBLEU, and the share of exact matches.
+    Held-out texts are translated by `translated` and compared as texts: SacreBLEU, and the share of exact matches. The
+    data module's text(tokens (n, t)) makes n strings of tokens; without one the tokens' numbers stand for words.
 
     net: `encode(source (n, s)) -> memory, mask`, `decode(target (n, t), memory, mask) -> scores (n, t, v)` of the token
     that follows each, and both in one. A batch is (source (n, s), target (n, t)), each text from `begin` to `end`, then
@@ -32,9 +34,10 @@ class Translate(Task):
         smoothing: e.
         beams: k; 1 is greedy decoding.
         penalty: alpha of `translated`.
-        extra: a translation is at most so many tokens longer than its source.
-        decoded: so many texts of each split (and process) are translated after an epoch; after the last one all are.
-        shown: the score that is shown first.
+        extra: a translation is at most this number of tokens longer than its source.
+        decoded: this number of texts of each split (and process) are translated after an epoch; after the last one,
+            and in a test, all are.
+        shown: the score that tables show.
     """
 
     TARGETS = "pairs"
@@ -42,8 +45,8 @@ class Translate(Task):
 
     def __init__(
         self,
-        net: nn.Module,
-        optimizer: Optimizer,
+        net: nn.Module | Mapping[str, Any],
+        optimizer: Optimizer | Mapping[str, Any],
         *,
         pad: int,
         begin: int,
@@ -70,10 +73,9 @@ class Translate(Task):
             "penalty": penalty,
             "extra": extra,
         }
-        self.done: dict[str, int] = {}  # split -> texts translated in this epoch
 
     def step(self, source: Tensor, target: Tensor) -> dict[str, Any]:
-        scores, wanted = self.net(source, target[:, :-1]), target[:, 1:]  # (n, t-1, v), (n, t-1)
+        scores, wanted = self(source, target[:, :-1]), target[:, 1:]  # (n, t-1, v), (n, t-1)
         asked = wanted != self.pad
         loss = functional.cross_entropy(
             scores.flatten(0, 1), wanted.flatten(), ignore_index=self.pad, label_smoothing=self.smoothing
@@ -82,26 +84,33 @@ class Translate(Task):
         return {"loss": loss, "size": asked.sum(), "error": wrong.sum()}
 
     def evaluate(self, split: str, source: Tensor, target: Tensor) -> dict[str, Any]:
-        done, last = self.done.get(split, 0), self.trainer.current_epoch + 1 == self.trainer.max_epochs
-        now = len(source) if last else min(len(source), self.decoded - done)
-        if now > 0:
-            self.done[split] = done + now
-            text = self.trainer.datamodule.text  # type: ignore[attr-defined]
-            found, wanted = text(translated(self.net, source[:now], **self.search)), text(target[:now])
-            exact = torch.tensor([float(one == other) for one, other in zip(found, wanted, strict=True)])
-            self.metric(split).update(preds=found, target=[[one] for one in wanted], value=exact.to(self.device))
-        return self.step(source, target)  # as it is: compiled, every last batch would be compiled anew
+        trainer = self.trainer
+        done = int(self.metric(split)["exact_match"].weight) if split in self._metrics else 0  # type: ignore[arg-type]
+        last = trainer.testing or trainer.current_epoch + 1 == trainer.max_epochs
+        count = len(source) if last else min(len(source), self.decoded - done)
+        if count > 0:
+            text: Callable[[Tensor], list[str]] = getattr(trainer.datamodule, "text", self._numbers)  # type: ignore[attr-defined]
+            hypotheses, references = text(self.predict(source[:count])), text(target[:count])
+            exact = torch.tensor([float(one == other) for one, other in zip(hypotheses, references, strict=True)])
+            wanted = [[reference] for reference in references]
+            self.metric(split).update(preds=hypotheses, target=wanted, value=exact.to(self.device))
+        return self.step(source, target)  # not the compiled step, which every last batch would compile anew
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({"bleu": SacreBLEUScore(), "exact_match": MeanMetric()})
 
-    def scores(self, split: str) -> dict[str, float]:
-        self.done.pop(split, None)
-        return super().scores(split)
+    def predict(self, source: Tensor, target: Tensor | None = None) -> Tensor:
+        """The translations, tokens (n, t) without `begin`, padded; see `translated`."""
+        return translated(self.net, source, **self.search)
 
     def examples(self, source: Tensor, target: Tensor) -> dict[str, Tensor | list[str]]:
         """Tokens; `Translation.text` makes texts of them."""
-        return {"source": source, "reference": target, "hypothesis": translated(self.net, source, **self.search)}
+        return {"source": source, "reference": target, "hypothesis": self.predict(source)}
+
+    def _numbers(self, tokens: Tensor) -> list[str]:
+        """Tokens (n, t) as n texts whose words are their numbers, without `begin`, `end` and padding."""
+        special = [self.search[key] for key in ("begin", "end", "pad")]
+        return [" ".join(str(token) for token in row if token not in special) for row in tokens.tolist()]
 
 
 @torch.no_grad()

@@ -30,8 +30,8 @@ from skipform.errors import SkipformError
 from skipform.training.run import trainer
 
 Block = dict[str, Any]
-NOT_SAID = {  # section -> the arguments that are not the file's
-    "data": {"seed"},
+NOT_SAID = {  # section -> the arguments that an experiment file cannot give
+    "data": {"seed"} | data.LOCAL,
     "task": {"net", "optimizer"},
     "optimizer": set[str](),
     "trainer": {"callback"},
@@ -59,9 +59,6 @@ def read(path: Path, scale: str, said: Mapping[str, Any] | None = None) -> Exper
     Raises:
         SkipformError: one line, naming file, key and what is accepted. The file is checked at every scale there is.
     """
-    if not path.is_file():
-        beside = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {', '.join(beside) or 'none'}")
     folder = path.parent.parent / "scale"
     scales = sorted(file.stem for file in folder.glob("*.yaml"))
     if scale not in scales:

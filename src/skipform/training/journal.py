@@ -1,4 +1,4 @@
-"""The callback of a training run: a row per epoch, the checkpoint after it, the progress bar."""
+"""The callback of a training run: it writes the run's history and checkpoint, and seeds every epoch."""
 
 import time
 from contextlib import nullcontext
@@ -7,28 +7,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
 
 from skipform.files import whole
 from skipform.tasks import Task
 
+SPLITS = {"train": "train", "val": "validation", "test": "test"}  # as a task logs it -> as the files have it, in order
 
-class Journal(Callback):
-    """The run's memory: a row per epoch, the checkpoint after it, and the seed before it.
+
+class Journal(Checkpoint):
+    """A row per epoch of what the task has logged, the checkpoint after the epoch, and the seed before it.
 
     Every epoch starts from a random state that depends on (seed, epoch) alone, so an epoch after a restart is the same
-    as one without. Losses stay on the device until the epoch's end.
+    as one without. Lightning calls a `Checkpoint` at an epoch's end after the task, which logs the epoch then.
     """
 
     def __init__(self, checkpoint: Path, seed: int, bar: tqdm) -> None:
         self.checkpoint, self.seed, self.bar = checkpoint, seed, bar
         self.rows: list[dict[str, float]] = []
         self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
-        self.seen: dict[str, list[dict[str, Any]]] = {}  # split -> what each batch's step returned
-        self.logger: WandbLogger | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "steps": self.steps, "seconds": self.seconds}
@@ -39,48 +38,34 @@ class Journal(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.monotonic()
         self.bar.total -= self.steps
-        for row in self.rows:  # an offline W&B run cannot be resumed: the new one gets the past too
-            self._log(row)
+        for row in self.rows:  # an offline W&B run cannot be resumed: the new one is given the epochs before it
+            for logger in trainer.loggers:
+                logger.log_metrics(logged(row), step=int(row["epoch"]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        others = [trainer.global_rank] if trainer.global_rank else []  # whose dropout differs
+        others = [trainer.global_rank] if trainer.global_rank else []  # dropout differs between the processes
         torch.manual_seed(mixed(self.seed, trainer.current_epoch, *others))
-        trainer.train_dataloader.epoch = trainer.current_epoch  # type: ignore[union-attr]
-        self.seen = {}
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.seen.setdefault("train", []).append(outputs)
         self.bar.update()
 
-    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
-        split = trainer.datamodule.held_out[dataloader_idx]
-        self.seen.setdefault(split, []).append(outputs)
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._count_epochs(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.close(trainer, pl_module)
-        keep(trainer, self.checkpoint)
-
-    def close(self, trainer: Trainer, task: Task) -> None:
-        """The epoch's row."""
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
-        for split, batches in self.seen.items():
-            column = {key: _column(batches, key) for key in batches[0]}
-            sizes = column.pop("size")
-            units = int(_summed(trainer, sizes.sum()))
-            row[f"{split}_loss"] = _summed(trainer, (column.pop("loss") * (sizes / units)).sum())
-            row |= {f"{split}_{key}": 100 * _summed(trainer, of.sum()) / units for key, of in column.items()}
-            row |= {f"{split}_{key}": score for key, score in task.scores(split).items()}
-        self.steps += len(self.seen["train"])
+        self._count_epochs(trainer, pl_module)
+        row = written(trainer.current_epoch + 1, {key: float(value) for key, value in trainer.callback_metrics.items()})
+        self.steps = trainer.global_step
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
         self.rows.append(row)
-        name, unit = task.SHOWN
-        shown = row.get(f"test_{name}")
-        self.bar.set_postfix_str("" if shown is None else f"test {spoken(name)} {shown:.2f} {unit}", refresh=False)
-        self._log(row)
+        name, unit = pl_module.SHOWN
+        score = row.get(f"test_{name}")
+        self.bar.set_postfix_str("" if score is None else f"test {spoken(name)} {score:.2f} {unit}", refresh=False)
+        save_checkpoint(trainer, self.checkpoint)
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
-        """What is said of the whole run: the last epoch's row, and what it is of."""
+        """The content of metrics.json: the last epoch's row, and what it is a row of."""
         parameters = list(task.net.parameters())
         return {
             "variant": config["variant"],
@@ -94,15 +79,32 @@ class Journal(Callback):
             **{key: value for key, value in self.rows[-1].items() if key != "epoch"},
         }
 
-    def _log(self, row: dict[str, float]) -> None:
-        if self.logger:
-            self.logger.log_metrics(row, step=int(row["epoch"]))
+    def _count_epochs(self, trainer: Trainer, task: LightningModule) -> None:
+        """Let loggers count in epochs: Lightning takes a logged "step" for the number of the step."""
+        if trainer.loggers:
+            task.log("step", torch.tensor(float(trainer.current_epoch + 1)))
 
 
-def keep(trainer: Trainer, checkpoint: Path) -> None:
-    """What a killed run goes on from."""
-    with whole(checkpoint) if trainer.is_global_zero else nullcontext(checkpoint) as beside:
-        trainer.save_checkpoint(beside)  # all take part, the first one writes
+def written(epoch: int, metrics: dict[str, float]) -> dict[str, float]:
+    """The row of history.csv for what a task has logged: "val/error" becomes "validation_error"."""
+    row: dict[str, float] = {"epoch": epoch}
+    for ours, theirs in SPLITS.items():
+        names = [key.removeprefix(f"{ours}/") for key in metrics if key.startswith(f"{ours}/")]
+        row |= {f"{theirs}_{name}": metrics[f"{ours}/{name}"] for name in names}
+    return row
+
+
+def logged(row: dict[str, float]) -> dict[str, float]:
+    """The metrics of a row as the task logged them; the inverse of `written`."""
+    names = {theirs: ours for ours, theirs in SPLITS.items()}
+    parts = {key: key.partition("_") for key in row if key != "epoch"}
+    return {f"{names[split]}/{name}": row[key] for key, (split, _, name) in parts.items()}
+
+
+def save_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Write what a killed run is resumed from."""
+    with whole(path) if trainer.is_global_zero else nullcontext(path) as temporary:
+        trainer.save_checkpoint(temporary)  # all processes take part, the first one writes
 
 
 def spoken(name: str) -> str:
@@ -110,18 +112,6 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _column(batches: list[dict[str, Any]], key: str) -> Tensor:
-    """One of the numbers that the steps returned, of all batches, in float64; here the host waits for the device."""
-    return torch.stack([torch.as_tensor(batch[key]) for batch in batches]).double().cpu()
-
-
-def _summed(trainer: Trainer, value: Tensor) -> float:
-    """The sum of a scalar over all processes."""
-    if trainer.world_size > 1:
-        value = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
-    return value.item()
-
-
 def mixed(*numbers: int) -> int:
-    """One seed from several, without the patterns that sums and products of them have."""
+    """One seed from several numbers, without the patterns that sums and products of them have."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

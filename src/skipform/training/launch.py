@@ -1,10 +1,10 @@
 """Everything that starts processes: runs side by side, one run on several devices, a grid of measurements.
 
-Lightning is imported where it is needed: what measures goes without it.
+Lightning is imported only in the functions that need it, for measuring does without it.
 
-Of the grid: a cell is a function's keyword arguments. Its result is written, whole or not at all, into a folder beside
-the output, under a name made from the arguments; a killed grid that is started again finds what is there and measures
-the rest, each cell once.
+A cell of a grid is the keyword arguments of a function. Its result is written, whole or not at all, into a folder next
+to the output, under a name made from the arguments; a killed grid that is started again reads what is there and
+measures the rest, every cell once.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def launched() -> bool:
-    """Whether torchrun or srun has started this process, with others."""
+    """Whether torchrun or srun has started this process, as one of several."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
@@ -54,8 +54,8 @@ def rank() -> int:
     return 0
 
 
-def settle(threads: int) -> None:
-    """What every process that trains needs; 0 leaves the threads to torch."""
+def configure_process(threads: int) -> None:
+    """Set what every process that trains needs: its number of threads (0: torch's own), no messages of Lightning."""
     if threads:
         torch.set_num_threads(threads)
     for library in ("lightning.pytorch", "lightning.fabric"):
@@ -63,49 +63,49 @@ def settle(threads: int) -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
 
-def workers(said: int | None, experiment: "Experiment", runs: int) -> int:
-    """How many runs go at once: not more than there are, and if nothing is said, one a core where each keeps to its
-    threads on the CPU."""
+def worker_count(given: int | None, experiment: "Experiment", runs: int) -> int:
+    """How many of `runs` runs are trained at once: as `given`, and by default as many as the cores have threads for if
+    runs have a number of threads on the CPU, otherwise one."""
     processes = experiment.trainer["devices"] * experiment.trainer["num_nodes"]
-    if said is not None and (said < 1 or (said > 1 and processes > 1)):
-        raise SkipformError(f"--workers: {said}; accepted: 1 or more, and 1 where each run has {processes} processes")
-    apart = experiment.trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
-    return min(said or ((os.cpu_count() or 1) // experiment.threads if apart else 1) or 1, runs)
+    if given is not None and (given < 1 or (given > 1 and processes > 1)):
+        raise SkipformError(f"--workers: {given}; accepted: 1 or more, and 1 where each run has {processes} processes")
+    on_cpu = experiment.trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
+    return min(given or ((os.cpu_count() or 1) // experiment.threads if on_cpu else 1) or 1, runs)
 
 
 Train = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
 
 
 @contextmanager
-def spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
-    """`train` in so many processes, for all `runs` from now on; what it yields waits for one of them, and the bar shows
-    the steps of all. The first failure, or Ctrl-C, ends them all as a kill would."""
-    # Forked, they need not import for 5 s what this process has imported; other systems than Linux do not bear that.
+def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
+    """Start `train` for all `runs`, in `workers` processes; the function it yields waits for the run it is called with,
+    while the bar shows the steps of all. The first failure, or Ctrl-C, kills all workers."""
+    # A forked worker need not import for seconds what this process has imported; only Linux can be relied on to fork.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "forkserver")
-    told = context.RawArray("q", 2 * len(runs))
-    pool = ProcessPoolExecutor(workers, context, _begin, (threads, told))
+    counters = context.RawArray("q", 2 * len(runs))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, counters))
     steps = bar.total
 
-    def waited(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
+    def wait_for_run(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
         done = False
         while not done:
             ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
             for job in ended:
-                job.result()  # raises what its run raised
+                job.result()  # raises what the run raised
             done = jobs[label, seed].done()
-            bar.total = steps + sum(told[::2])
-            bar.update(sum(told[1::2]) - bar.n)
+            bar.total = steps + sum(counters[::2])
+            bar.update(sum(counters[1::2]) - bar.n)
         return jobs[label, seed].result()
 
     try:
-        jobs = {one: pool.submit(_in_worker, train, *one, i) for i, one in enumerate(runs)}
-        yield waited
+        jobs = {run: pool.submit(_train_in_worker, train, *run, i) for i, run in enumerate(runs)}
+        yield wait_for_run
     except BaseException as failure:
         for process in multiprocessing.active_children():
             process.kill()
         if isinstance(failure, BrokenProcessPool):
             raise SkipformError(
-                "a worker was killed, perhaps for want of memory; the same command goes on, also with fewer --workers"
+                "a worker was killed, perhaps for want of memory; the same command resumes, also with fewer --workers"
             ) from None
         raise
     finally:
@@ -113,48 +113,48 @@ def spread(train: Train, runs: list[tuple[str, int]], workers: int, threads: int
 
 
 class WorkerProgress:
-    """A worker's progress bar: two numbers of its run, which `spread` adds up."""
+    """A worker's progress bar: two counters of its run, which `in_workers` adds up."""
 
-    numbers: ClassVar[Any]  # [what the total shrank by, steps done] of every run
+    counters: ClassVar[Any]  # of every run: the change of its total number of steps, and the steps done
 
     def __init__(self, run: int) -> None:
         self.run = run
 
     @property
     def total(self) -> int:
-        return self.numbers[2 * self.run]
+        return self.counters[2 * self.run]
 
     @total.setter
     def total(self, value: int) -> None:
-        self.numbers[2 * self.run] = value
+        self.counters[2 * self.run] = value
 
     def update(self) -> None:
-        self.numbers[2 * self.run + 1] += 1
+        self.counters[2 * self.run + 1] += 1
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
 
 
-def _in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
+def _train_in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
     return train(label, seed, WorkerProgress(run))
 
 
-def _begin(threads: int, told: Any) -> None:
-    """Of a worker: Ctrl-C is for the process that started it, without which it ends."""
+def _start_worker(threads: int, counters: Any) -> None:
+    """Let a worker ignore Ctrl-C, which is for the process that started it, and end when that process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    settle(threads)
-    WorkerProgress.numbers = told
+    configure_process(threads)
+    WorkerProgress.counters = counters
 
-    def outlived() -> None:
+    def exit_with_parent() -> None:
         wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
         os._exit(1)
 
-    threading.Thread(target=outlived, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def several(main: Callable[[list[str]], int], argv: list[str], devices: int, nodes: int) -> int:
-    """main(argv) in one process a device, as torchrun starts them, but forked: nothing is imported again, and nothing
-    has touched a device yet."""
+def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, nodes: int) -> int:
+    """Run main(argv) in one process per device, as torchrun does, but forked: nothing is imported again. That is safe
+    as long as nothing has used a device."""
     if nodes > 1:
         raise SkipformError(
             f"trainer.num_nodes: {nodes}; start the same command on every node with srun, or with torchrun --no-python"
@@ -164,7 +164,7 @@ def several(main: Callable[[list[str]], int], argv: list[str], devices: int, nod
     failures = torch.multiprocessing.get_context("fork").SimpleQueue()
     arguments = (main, argv, devices, find_free_network_port(), failures)
     try:
-        torch.multiprocessing.start_processes(_one, arguments, nprocs=devices, start_method="fork")
+        torch.multiprocessing.start_processes(_start_rank, arguments, nprocs=devices, start_method="fork")
     except (ProcessRaisedException, ProcessExitedException):
         if failures.empty():
             raise
@@ -172,7 +172,7 @@ def several(main: Callable[[list[str]], int], argv: list[str], devices: int, nod
     return 0
 
 
-def _one(
+def _start_rank(
     rank: int, main: Callable[[list[str]], int], argv: list[str], processes: int, port: int, failures: Any
 ) -> None:
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
@@ -189,34 +189,34 @@ Executor = Literal["local", "submitit"]
 Cell = dict[str, Any]
 
 
-def measured(
+def run_grid(
     function: Callable[..., Any],
     cells: list[Cell],
     folder: Path,
     *,
-    mark: str,
+    digest: str,
     title: str,
     executor: Executor = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> list[Any]:
-    """[function(**cell) for cell in cells], in order; results are JSON values and are kept in `folder` as they come.
+    """[function(**cell) for cell in cells], in order; results are JSON values and are written to `folder` as they come.
 
-    The function must be importable (a module's own), its arguments JSON values. `mark`: digest of what else decides a
-    result (sources, weights): what was kept under another mark is not found. `workers`: local processes, one per core
-    when not given, 1 for this process alone. `slurm`: parameters of the submitit executor (slurm_partition, ...).
+    The function must be importable by its name, its arguments JSON values. `digest`: of what else decides a result
+    (sources, weights); results of another digest are not used. `workers`: local processes, by default one per core, 1
+    for this process alone. `slurm`: parameters of the submitit executor (slurm_partition, ...).
     """
-    paths = [folder / f"{_key(cell, mark)}.json" for cell in cells]
+    paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
     missing = {path: cell for path, cell in zip(paths, cells, strict=True) if not path.is_file()}
     done = len(cells) - len(missing)
     with tqdm(total=len(cells), initial=done, desc=title, unit="cell", disable=None) as bar:
-        for path, result in _run(function, missing, folder, executor, workers, slurm or {}):
+        for path, result in _run_cells(function, missing, folder, executor, workers, slurm or {}):
             write_json(path, result)
             bar.update()
     return [json.loads(path.read_text()) for path in paths]
 
 
-def _run(
+def _run_cells(
     function: Callable[..., Any],
     missing: dict[Path, Cell],
     folder: Path,
@@ -245,8 +245,8 @@ def _run(
         yield from ((where[job], job.result()) for job in submitit.helpers.as_completed(jobs))
 
 
-def _key(cell: Cell, mark: str) -> str:
-    return hashlib.sha256(json.dumps([mark, cell], sort_keys=True).encode()).hexdigest()[:24]
+def _key(cell: Cell, digest: str) -> str:
+    return hashlib.sha256(json.dumps([digest, cell], sort_keys=True).encode()).hexdigest()[:24]
 
 
 @contextmanager
@@ -262,8 +262,8 @@ def over_runs(
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of function(run=..., when=..., **options) over the runs of `folder` and both moments, in order.
 
-    Each call's rows are kept in OUT.partial, under a mark made from the runs, the measuring sources and `source`, until
-    the block that writes `out` has ended.
+    The rows of every call are stored in OUT.partial, under a digest of the runs, the measuring sources and `source`,
+    until the block that writes `out` has ended.
     """
     runs = [run.of_task("classify") for run in finished(folder)]
     if not runs:
@@ -279,15 +279,15 @@ def over_runs(
         source,
     }
     partial = Path(f"{out}.partial")
-    found = measured(
+    results = run_grid(
         function,
         [{"run": str(run.folder), "when": when, **options} for run in runs for when in ("initial", "final")],
         partial,
-        mark=fingerprint(trained, sources),
+        digest=fingerprint(trained, sources),
         title=f"measure {Path(folder).name}",
         executor=executor,
         workers=workers,
         slurm=slurm,
     )
-    yield [row for cell in found for row in cell]
+    yield [row for rows in results for row in rows]
     shutil.rmtree(partial)

@@ -1,6 +1,6 @@
-"""One training run in its folder: a net, a data set, a task, a seed; killed at any moment, it goes on where it was.
+"""One training run in its folder: a net, a data set, a task, a seed; killed at any moment, it is resumed where it was.
 
-    config.yaml           all there is to know to run it again
+    config.yaml           all that is needed to run it again, except where a machine keeps its data
     initial.safetensors   the net before training              final.safetensors   and after
     history.csv           per epoch and split: loss, scores    metrics.json        after the last epoch, never the best
     provenance.json       commit, versions, hardware, times    (the only file that differs between two runs)
@@ -16,16 +16,17 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from inspect import getfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from safetensors.torch import save_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from skipform import data, nets, tasks
 from skipform.errors import SkipformError
 from skipform.files import fingerprint, versions, whole, write_json, write_text
+from skipform.sources import closure, nets_in
 from skipform.tasks import Task
 from skipform.training.journal import Journal, mixed
 
@@ -46,21 +48,23 @@ def train(
     *,
     command: str,
     bar: tqdm,
+    storage: Mapping[str, Any],
     open_logger: Callable[[dict[str, Any]], WandbLogger | None] = lambda config: None,
 ) -> dict[str, Any]:
     """Do the run that `config` describes (see config.yaml) in `folder`, and return its metrics.
 
-    A finished run of the same fingerprint (config, sources, versions) is kept; a begun one goes on from its last epoch;
-    anything else in the folder is removed first. `bar` counts the steps still to do. Of several processes the first
-    one decides and writes, the others compute.
+    A finished run of the same fingerprint (config, sources, versions) is kept; an unfinished one is resumed after its
+    last epoch; anything else in the folder is removed first. `bar` counts the steps still to do. `storage`: `root` and
+    `download` of the data module. Of several processes the first one decides and writes, the others compute.
     """
-    mark, seed = fingerprinted(config), config["seed"]
+    digest, seed = fingerprint_of(config), config["seed"]
     journal = Journal(folder / "last.ckpt", seed, bar)
     lightning = trainer(**config["trainer"], callback=journal)
     if lightning.world_size > 1:
-        lightning.strategy.setup_environment()  # from here on they can talk
+        lightning.strategy.setup_environment()  # from here on the processes can communicate
     leads = lightning.is_global_zero
-    metrics, last = lightning.strategy.broadcast(found(folder, mark, journal.checkpoint) if leads else (None, None))
+    earlier = previous(folder, digest, journal.checkpoint) if leads else (None, None)
+    metrics, checkpoint = lightning.strategy.broadcast(earlier)
     if metrics:
         bar.total -= metrics["steps"]
         return metrics
@@ -73,54 +77,67 @@ def train(
         )
     if leads:
         save(net, folder / "initial.safetensors")
-    module = data.build(seed, **config["data"])
-    journal.logger = open_logger(config) if leads else None
-    task = tasks.build(net, config["task"], config["optimizer"])
+    module = data.build(seed, **config["data"] | storage)
+    if leads:
+        lightning.logger = open_logger(config)
+    task = tasks.build(net=net, optimizer=config["optimizer"], **config["task"])
     if config["trainer"]["fast"]:
-        task.quicken(channels_last=device == "cuda")
-    fit(lightning, task, module, last)
+        task.compile_step(channels_last=device == "cuda")
+    fit(lightning, task, module, checkpoint)
     metrics = journal.metrics(config, task)
     if leads:
-        leave(folder, config, net, journal, metrics, fingerprint=mark, seed=seed, command=command)
+        if isinstance(lightning.logger, WandbLogger):
+            lightning.logger.experiment.finish()
+        write_results(folder, config, net, journal, metrics, fingerprint=digest, seed=seed, command=command)
     return metrics
 
 
-def found(folder: Path, mark: str, checkpoint: Path) -> tuple[dict[str, Any] | None, Path | None]:
-    """The metrics of a finished run of this fingerprint, the checkpoint of a begun one; otherwise it begins."""
+def previous(folder: Path, digest: str, checkpoint: Path) -> tuple[dict[str, Any] | None, Path | None]:
+    """The metrics of a finished run of this fingerprint, or the checkpoint of an unfinished one.
+
+    If the folder holds neither, it is emptied and marked as this run's.
+    """
     finished, begun = folder / "provenance.json", folder / "begun.json"
-    if finished.is_file() and json.loads(finished.read_text())["fingerprint"] == mark:
+    if finished.is_file() and json.loads(finished.read_text())["fingerprint"] == digest:
         return json.loads((folder / "metrics.json").read_text()), None
-    if not (begun.is_file() and json.loads(begun.read_text())["fingerprint"] == mark):
+    if not (begun.is_file() and json.loads(begun.read_text())["fingerprint"] == digest):
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(begun, {"fingerprint": mark})
+        write_json(begun, {"fingerprint": digest})
     return None, checkpoint if checkpoint.is_file() else None
 
 
 def initial(config: dict[str, Any]) -> nn.Module:
-    """The net of a run before training, which its seed alone decides."""
+    """The net of a run before training, which depends on its config and seed alone."""
     torch.manual_seed(mixed(config["seed"]))
     return nets.build(**config["net"])
 
 
-def fit(lightning: Trainer, task: Task, module: LightningDataModule, last: Path | None) -> None:
-    """Train from the checkpoint `last`, or from the beginning."""
+def fit(lightning: Trainer, task: Task, module: LightningDataModule, checkpoint: Path | None) -> None:
+    """Train from the checkpoint, or from the beginning."""
     try:
-        lightning.fit(task, datamodule=module, ckpt_path=last, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        lightning.fit(task, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # Lightning turns Ctrl-C into this
         raise KeyboardInterrupt from stop
 
 
-def leave(
+def write_results(
     folder: Path, config: dict[str, Any], net: nn.Module, journal: Journal, metrics: dict[str, Any], **origin: Any
 ) -> None:
-    """What a finished run leaves; its provenance comes last, and says of what origin the rest is."""
-    if journal.logger:
-        journal.logger.experiment.finish()
+    """Write the files of a finished run. Its provenance, with `origin` in it, comes last and marks it as finished."""
     save(net, folder / "final.safetensors")
     write_text(folder / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
     write_text(folder / "history.csv", _csv(journal.rows))
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "provenance.json", origin | _provenance(journal.seconds))
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning's profiler that measures nothing, without the generator it would start some 60 times per step."""
+
+    nothing: ClassVar[nullcontext[None]] = nullcontext()
+
+    def profile(self, action_name: str) -> nullcontext[None]:  # type: ignore[override]
+        return self.nothing
 
 
 def trainer(
@@ -135,18 +152,18 @@ def trainer(
     num_nodes: int = 1,
     callback: Callback,
 ) -> Trainer:
-    """Lightning's Trainer, deterministic unless fast, silent and with nothing to do per step but the step.
+    """Lightning's Trainer, deterministic unless fast, silent and with nothing to do in a step but the step.
 
     Args:
         max_epochs: passes over the training images.
         accelerator: as Lightning's; auto takes a GPU where there is one.
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
-        fast: the step compiled (see `Task.quicken`), and the kernels that are fastest, in whatever order they sum.
+        fast: the step compiled (see `Task.compile_step`), and the fastest kernels, in whatever order they sum.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
-            batch, so that data.batch_size is that of all; on GPUs batch norm is over all of them too.
+            batch, so that data.batch_size is that of all together; on GPUs batch norm is over all of them too.
     """
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time for nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
     return Trainer(
         max_epochs=max_epochs,
         accelerator=accelerator,
@@ -159,18 +176,19 @@ def trainer(
         deterministic=not fast,
         benchmark=fast,
         callbacks=[callback],
-        logger=False,  # Journal's, once an epoch
-        log_every_n_steps=1_000_000_000,
+        logger=False,  # `train` sets it, when it is known that there is something to train
+        log_every_n_steps=1_000_000_000,  # tasks log once an epoch
         num_sanity_val_steps=0,
-        enable_checkpointing=False,  # Journal's, once an epoch, whole or not at all
-        enable_progress_bar=False,  # Journal's, over all runs
+        profiler=NoProfiler(),
+        enable_progress_bar=False,  # the journal has one over all runs
         enable_model_summary=False,
     )
 
 
 def save(net: nn.Module, path: Path) -> None:
-    with whole(path) as beside:
-        save_model(net, str(beside))
+    """Write the weights of the net."""
+    with whole(path) as temporary:
+        save_model(net, str(temporary))
 
 
 def _csv(rows: list[dict[str, float]]) -> str:
@@ -188,13 +206,14 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-def fingerprinted(config: dict[str, Any]) -> str:
-    """What decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
-    package, own = Path(__file__).parent.parent, (data.kind(config["data"]["name"]), tasks.kind(config["task"]["name"]))
-    sources = [*package.glob("nets/*.py"), *(Path(getfile(found)) for found in own)]
-    sources += [package / "tasks" / "task.py", package / "tasks" / "optimizer.py", package / "arguments.py"]
-    sources += [package / "data" / f"{file}.py" for file in data.SHARED]
-    return fingerprint(config, [*sources, Path(__file__), Path(__file__).with_name("journal.py")])
+def fingerprint_of(config: dict[str, Any]) -> str:
+    """The digest of what decides the numbers of a run: its config, the sources it runs, the versions it runs on."""
+    modules = ["skipform.training.run", data.kind(config["data"]["name"]).__module__]
+    modules += [
+        tasks.kind(config["task"]["name"]).__module__,
+        *(f"skipform.nets.{net}" for net in nets_in(config["net"])),
+    ]
+    return fingerprint(config, closure(modules))
 
 
 def _provenance(seconds: float) -> dict[str, Any]:
@@ -221,7 +240,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the sources in use; None where they are no git checkout or there is no git."""
+    """What git reports of the sources in use; None without git or where they are no checkout."""
     try:
         done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
     except FileNotFoundError:

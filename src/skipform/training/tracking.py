@@ -1,4 +1,4 @@
-"""Weights & Biases, which mirrors a run and is never read back."""
+"""Weights & Biases, which receives what a task logs and is never read back."""
 
 import netrc
 import os
@@ -10,9 +10,13 @@ from lightning.pytorch.loggers import WandbLogger
 from skipform.errors import SkipformError
 
 
-def logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B run in ./wandb (or WANDB_DIR): online only with a key, and never a question."""
-    mode = os.environ.get("WANDB_MODE", "auto") if said == "auto" else said
+def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
+    """A W&B run in ./wandb (or WANDB_DIR), online only with a key; it never asks a question.
+
+    mode: auto, online, offline or disabled; auto is WANDB_MODE, or else online with a key and offline without one.
+    """
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", "auto")
     if mode == "auto":
         mode = "online" if has_key() else "offline"
     if mode == "disabled":
@@ -29,7 +33,7 @@ def logger(said: str, config: dict[str, Any]) -> WandbLogger | None:
         mode=mode,  # type: ignore[arg-type]
         config=config,
         reinit="create_new",  # a run that failed in this process may still be open
-        # what W&B would gather about machine and packages is in provenance.json, and takes half a second a run
+        # what W&B would gather about machine and packages is in provenance.json, and takes half a second per run
         settings=wandb.Settings(
             silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True
         ),
