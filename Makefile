@@ -29,7 +29,8 @@ bench: $(UV)          ## speed and memory, as ratios measured in one run
 notebooks: $(UV)      ## open the analysis in Jupyter
 	$(UV) run --group notebooks jupyter lab analysis
 
-derived: $(UV)        ## renew what derives from pyproject.toml: uv.lock, requirements.txt
+derived: $(UV)        ## renew what derives from other files: dvc.yaml's dependencies, uv.lock, requirements.txt
+	$(RUN) skipform derive
 	$(UV) lock
 	$(UV) export --quiet --frozen --no-dev --no-hashes --no-header --no-annotate --output-file requirements.txt
 

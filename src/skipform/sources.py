@@ -1,8 +1,8 @@
 """Which files decide what a stage computes: the sources that it imports, directly or through others.
 
 Imports are read from the files, not executed, so that this costs milliseconds. A module that is chosen by name while a
-stage runs (a net, a kind of data, a task) is in no import statement: `of_run` and `of_experiment` add what a
-configuration names. dvc.yaml's deps and the fingerprints of half-done work both come from here.
+stage runs (a net, a kind of data, a task) is in no import statement: the caller adds what a configuration names.
+dvc.yaml's dependencies (`skipform derive`) and the fingerprints of half-done runs both come from here.
 """
 
 import ast
@@ -31,7 +31,7 @@ def closure(modules: Iterable[str]) -> list[Path]:
         if module not in seen | WITHOUT_NUMBERS:
             seen.add(module)
             waiting += [module.rpartition(".")[0], *_imports(_file(module))]
-    return sorted(path for module in seen if (path := _file(module)).read_bytes().strip())
+    return sorted(path for module in seen if not _is_empty(path := _file(module)))
 
 
 def imports_of(path: Path) -> list[Path]:
@@ -45,6 +45,12 @@ def nets_in(block: Any) -> Iterator[str]:
         yield block["name"]
         for value in block.values():
             yield from nets_in(value)
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a file has nothing but a docstring."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
 
 def _file(module: str) -> Path:

@@ -27,6 +27,7 @@ STAGES = {
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "paper": "typeset the paper",
+    "derive": "renew the dependencies of the pipeline's stages on the sources",
 }
 
 

@@ -1,0 +1,119 @@
+"""`skipform derive`: write into dvc.yaml which sources each stage depends on, from what it imports."""
+
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from skipform.errors import SkipformError
+from skipform.files import write_text
+
+SOURCES = "src/skipform/"
+NOTHING_MORE = "nets/blocks"  # `uses` of an item that needs nothing for itself alone: what all nets depend on
+OWN = ("nets/${key}.py", "data/${item.data}.py", "tasks/${item.task}.py", "${item.uses}.py")  # of a foreach's item
+
+
+def main(*, file: Path = Path("dvc.yaml"), check: bool = False) -> int:
+    """Renew the dependencies of every stage of the pipeline on sources; all else in the file stays as it is.
+
+    A stage depends on the sources that its command imports, on those of the nets, data and tasks that its experiments
+    name, and on what these import. In a foreach, what one item alone needs stands as a path with its name in it; `uses`
+    is the one source beyond that, such as the backbone of an FPN.
+
+    Args:
+        file: The pipeline.
+        check: Write nothing; exit 1 if the file is not up to date.
+    """
+    if not file.is_file():
+        raise SkipformError(f"{file}: no such file; accepted: the dvc.yaml of the project")
+    text = file.read_text(encoding="utf-8")
+    renewed = derived(text, file.parent)
+    if check or renewed == text:
+        return int(renewed != text)
+    write_text(file, renewed)
+    return 0
+
+
+def derived(text: str, root: Path) -> str:
+    """The text of a pipeline with its dependencies on sources renewed. root: the folder of the project."""
+    from ruamel.yaml import YAML  # keeps the comments and the order of a file; dvc brings it
+
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    pipeline = yaml.load(text)
+    groups = {name: items for block in pipeline["vars"] for name, items in block.items()}
+    for item in (item for items in groups.values() for item in items.values() if "uses" in item):
+        item["uses"] = NOTHING_MORE
+    for stage in pipeline["stages"].values():
+        items = stage.get("foreach", {"": None})
+        items = groups[items[2:-1]] if isinstance(items, str) else items
+        items = dict.fromkeys(items) if isinstance(items, list) else items
+        body = stage["do"] if "foreach" in stage else stage
+        needed = {key: needs(_filled(body["cmd"], key, item), root) for key, item in items.items()}
+        paths = _common(needed, items) if "foreach" in stage else sorted(needed[""])
+        others = [path for path in body["deps"] if not path.startswith(SOURCES)]
+        body["deps"] = [*others, *(SOURCES + path for path in paths)]
+    out = StringIO()
+    yaml.dump(pipeline, out)
+    return out.getvalue()
+
+
+def needs(command: str, root: Path) -> set[str]:
+    """The sources, relative to the package, that decide what a stage's command leaves."""
+    from skipform import nets
+    from skipform.sources import PACKAGE, closure, imports_of
+
+    name = command.split()[1]
+    modules = {f"skipform.stages.{name}"}
+    for folder, experiment in re.findall(r"(?:experiments|runs)/(survey|claims)(?:/(\w+))?", command):
+        for file in sorted((root / "experiments" / folder).glob(f"{experiment or '*'}.yaml")):
+            modules |= set(_chosen(file, trained=name in ("fit", "examples")))
+    if name == "grammar":
+        modules |= {f"skipform.nets.{net}" for net in nets.names()}
+    files = set(closure(modules))
+    if name == "notebooks":
+        files |= {path for notebook in (root / "analysis").glob("*.py") for path in imports_of(notebook)}
+        files |= set(closure(f"skipform.nets.{net}" for net in nets.names()))  # the survey is read from the nets
+    return {str(path.relative_to(PACKAGE)) for path in files}
+
+
+def _chosen(file: Path, trained: bool) -> Iterator[str]:
+    """The modules of the nets and data, and of the task if it is `trained`, that an experiment names at any scale."""
+    from skipform import data, tasks
+    from skipform.sources import nets_in
+    from skipform.training.experiment import read
+
+    for scale in sorted(path.stem for path in file.parent.parent.glob("scale/*.yaml")):
+        experiment = read(file, scale)
+        yield data.kind(experiment.data["name"]).__module__
+        if trained:
+            yield tasks.kind(experiment.task["name"]).__module__
+        for block in experiment.variants.values():
+            yield from (f"skipform.nets.{net}" for net in nets_in(block))
+
+
+def _filled(template: str, key: str, item: Any) -> str:
+    """A template of dvc's with the key and the values of one item in place of their names."""
+    values = {"key": key, "item": key} | {f"item.{name}": value for name, value in (item or {}).items()}
+    return re.sub(r"\$\{([\w.]+)\}", lambda match: str(values.get(match[1], match[0])), template)
+
+
+def _common(needed: dict[str, set[str]], items: dict[str, Any]) -> list[str]:
+    """The paths of a foreach: those of OWN that all of its items can fill, and what any of them needs besides. Sets the
+    items' `uses`: another architecture, or a part of the theory, that one item alone needs."""
+    from skipform import nets
+
+    architectures = {f"nets/{net}.py" for net in nets.names()}
+    common = set.intersection(*needed.values())
+    own = [path for path in OWN[:-1] if all(_filled(path, k, item) in needed[k] for k, item in items.items())]
+    rest = {key: needed[key] - common - {_filled(path, key, item) for path in own} for key, item in items.items()}
+    if all(item and "uses" in item for item in items.values()):
+        for key, item in items.items():
+            alone = sorted(path for path in rest[key] if path in architectures or path.startswith("theory/"))
+            if alone:
+                item["uses"] = alone[0].removesuffix(".py")
+            rest[key] -= set(alone[:1])
+        own.append(OWN[-1])
+    return sorted({*own, *common, *set().union(*rest.values())})
