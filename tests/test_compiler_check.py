@@ -161,3 +161,33 @@ def test_rounding_is_no_defect(name, dtype):
     rewrite(module, x)
     canonical(module, x)
     Program.of(module, x[0])
+
+
+class Fixed(nn.Module):
+    """Tensors of the forward's own dtype: they do not follow a promotion of the weights to float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        y = self.linear(x) @ torch.full((3, 3), 0.1)
+        return torch.cat([y, torch.full_like(y, torch.finfo(x.dtype).min)], 1)
+
+
+def test_a_forward_that_makes_tensors_of_its_own_dtype_is_compared_in_that_dtype():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    module = Fixed().eval()
+    # two sums of three products each, in float32, of entries below 10: at most 8 roundings of 2^-24
+    torch.testing.assert_close(rewrite(module, x)(x), module(x), rtol=0, atol=8 * 2**-24 * 10)
+
+
+def test_a_module_that_works_in_place_on_its_input_is_compared_at_the_points_it_was_given():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(2).relu_()
+
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(4, 3, dtype=dtype)
+        torch.testing.assert_close(rewrite(InPlace().eval(), x.clone())(x), (2 * x).relu(), rtol=0, atol=0)
