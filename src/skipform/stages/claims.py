@@ -23,7 +23,7 @@ def main(
     batch: int = 128,
     margin: float = 0.0,
     copies: bool = False,
-    executor: launch.Executor = "local",
+    executor: Literal["local", "submitit"] = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:

@@ -26,7 +26,7 @@ def main(
     metrics: str | None = None,
     slices: int = 3,
     batch: int = 16,
-    executor: launch.Executor = "local",
+    executor: Literal["local", "submitit"] = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
