@@ -87,7 +87,7 @@ def _experiment_file(argv: list[str]) -> Path:
     path = options.config
     if path is None and not options.help:
         raise SkipformError(
-            "--config FILE is missing; accepted: an experiment file, say experiments/survey/resnet.yaml"
+            "--config FILE is missing; accepted: an experiment file, such as experiments/survey/resnet.yaml"
         )
     if path is not None and not (file := Path(path)).is_file():
         present = sorted(other.name for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
@@ -109,7 +109,7 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     group.add_argument("--data.root", type=str, metavar="DIR", help="by default SKIPFORM_DATA, or ./data")
     group.add_argument("--data.download", type=bool, help="fetch files that are missing or altered")
     for section, keys in accepted().items():
-        group = parser.add_argument_group(f"{section}, in place of what the experiment file says")
+        group = parser.add_argument_group(f"{section}, in place of the values in the experiment file")
         for key, hint in keys.items():
             group.add_argument(f"--{section}.{key}", type=hint)
     try:
@@ -168,7 +168,7 @@ def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int
 
 def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
     """Train every variant with every seed, report its score and return the summary."""
-    from skipform.training.journal import spoken
+    from skipform.training.journal import label_of
 
     summary = {}
     for i, label in enumerate(experiment.variants, 1):
@@ -181,7 +181,7 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         score = summary[label][f"test_{name}"]
         if leads:
             bar.write(
-                f"{experiment.name:18} {label:18} test {spoken(name)} {score['middle']:6.2f} {unit}"
+                f"{experiment.name:18} {label:18} test {label_of(name)} {score['middle']:6.2f} {unit}"
                 f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
             )
     return summary
