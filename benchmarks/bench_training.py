@@ -21,6 +21,7 @@ from lightning.pytorch import Callback
 from torch.nn import functional
 from tqdm import tqdm
 
+import skipform
 from skipform import nets
 from skipform.data.images import Images
 from skipform.tasks import Optimizer
@@ -67,7 +68,7 @@ def task(block: dict[str, Any]) -> float:
         trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=Journal(Path(folder, "last"), 0, bar))
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.limit_val_batches = 0
-        trainer.fit(Classify(_net(block), RECIPE), datamodule=Images("digits"))
+        trainer.fit(Classify(_net(block), RECIPE), datamodule=skipform.data("digits"))
     return clock.stop - clock.start
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,7 +115,12 @@ def test_a_claim_leaves_one_row_a_net_and_moment_and_one_a_copy(tmp_path, monkey
         assert net["regions"] >= net["pieces"] > 1
         assert net["functional_dimension"] <= net["functional_dimension_most"] == 80  # 8 images of 10 scores
     assert not Path(f"{out}.partial").exists()
-    assert cli.main(command) == 0
+    code = (  # again in a process of its own, which needs no Lightning
+        f"import sys; from skipform.stages import cli; assert cli.main({command}) == 0\n"
+        "print([m for m in ('lightning', 'torchmetrics', 'torchvision', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
     assert out.read_bytes() == first
 
 

@@ -326,7 +326,7 @@ QUIET = {
 @every_kind
 def test_a_stock_trainer_changes_order_and_crops_every_epoch_and_repeats_them_for_equal_seeds(kind):
     def trained(seed, **how):
-        recorder, module = Recorder(), data.build(seed, **EMBEDDED[kind] | {"batch_size": 8})
+        recorder, module = Recorder(), skipform.data(seed=seed, **EMBEDDED[kind] | {"batch_size": 8})
         lightning.Trainer(max_epochs=2, limit_val_batches=1, **QUIET).fit(recorder, datamodule=module)
         return recorder, module
 

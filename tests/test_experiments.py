@@ -16,7 +16,7 @@ from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.stages import cli, fit
 from skipform.training import run
-from skipform.training.experiment import NOT_SAID, read
+from skipform.training.experiment import NOT_IN_FILES, read
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = sorted(EXPERIMENTS.glob("survey/*.yaml")) + sorted(EXPERIMENTS.glob("claims/*.yaml"))
@@ -245,7 +245,7 @@ def test_an_option_of_several_kinds_of_data_has_the_type_of_the_kind_in_use(name
     path = Path("experiments/claims/good.yaml")
     blocks = {"variants": {"one": net}, "data": {"name": name}, "task": {"name": task}, "trainer": {"max_epochs": 1}}
     path.write_text(yaml.safe_dump(blocks))
-    _, overrides = fit._options(["--config", str(path), "--data.crop", given])
+    _, overrides, _ = fit._options(["--config", str(path), "--data.crop", given])
     if cases[given] == "refused":
         with pytest.raises(SkipformError, match=r"data\.crop: .* is not accepted; accepted: "):
             read(path, "small", overrides)
@@ -257,7 +257,7 @@ def test_an_option_of_several_kinds_of_data_has_the_type_of_the_kind_in_use(name
 def test_what_is_complete_stays_as_it_is(folder):
     experiment = asdict(read(Path("experiments/claims/good.yaml"), "small"))
     for section, function in {"data": Images, "optimizer": tasks.Optimizer, "trainer": run.trainer}.items():
-        assert complete(function, experiment[section], section, skip=NOT_SAID[section]) == experiment[section]
+        assert complete(function, experiment[section], section, skip=NOT_IN_FILES[section]) == experiment[section]
 
 
 def test_scale_and_seeds_come_from_params_and_the_data_root_from_the_environment(folder, monkeypatch, capsys):
@@ -317,4 +317,4 @@ def test_paper_scale_takes_the_steps_of_the_resnet_paper():
 
 def test_the_sections_are_checked_against_what_they_build():
     with pytest.raises(SkipformError, match=r"here: unknown key 'seed'"):
-        complete(Images, {"name": "digits", "seed": 1}, "here", skip=NOT_SAID["data"])
+        complete(Images, {"name": "digits", "seed": 1}, "here", skip=NOT_IN_FILES["data"])

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+import skipform
 from skipform import nets
 from skipform.data.images import Images
 from skipform.errors import SkipformError
@@ -112,7 +113,7 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
 
     through, bare = net(), net()
-    data = Images("digits", limit=160, batch_size=32, seed=3)
+    data = skipform.data("digits", limit=160, batch_size=32, seed=3)
     journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
     task = Classify(through, Optimizer(name=optimizer, lr=0.01, schedule="multistep", milestones=(0.5,)))
     run.trainer(max_epochs=2, accelerator="cpu", callback=journal).fit(task, datamodule=data)
@@ -176,6 +177,17 @@ def test_what_a_run_leaves_is_complete_and_agrees_with_itself(unkilled):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert {"commit", "hardware", "seed", "training_seconds", "command"} <= provenance.keys()
+
+
+def test_a_finished_run_is_measured_without_lightning(unkilled, tmp_path):
+    command = ["measure", str(unkilled), "--out", str(tmp_path / "out.json"), "--batch", "2", "--workers", "1"]
+    code = (
+        f"import sys; from skipform.stages import cli; assert cli.main({command}) == 0\n"
+        "print([m for m in ('lightning', 'torchmetrics', 'torchvision', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert json.loads((tmp_path / "out.json").read_text())["rows"]
 
 
 def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
@@ -487,7 +499,7 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
             task.compile_step(channels_last=True, backend="aot_eager")
         trainer = run.trainer(max_epochs=1, accelerator="cpu", precision=precision, fast=fast, callback=journal)
-        trainer.fit(task, datamodule=Images("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
+        trainer.fit(task, datamodule=skipform.data("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
         return net, journal.rows[0]
 
     (plain, expected), (quick, found) = trained(fast=False), trained(fast=True)

@@ -78,10 +78,26 @@ def test_a_stage_imports_no_other_stage(stage):
 def test_a_finished_run_is_read_and_measured_without_lightning():
     code = (
         "import sys, skipform.runs, skipform.stages.measure, skipform.stages.claims, skipform.stages.grammar;"
-        "print([m for m in ('lightning', 'wandb') if m in sys.modules])"
+        "import skipform.stages.verify;"
+        "print([m for m in ('lightning', 'torchvision', 'wandb', 'jsonargparse') if m in sys.modules])"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert seen.strip() == "[]"
+
+
+def test_a_wrong_option_of_any_stage_is_refused_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys; from skipform.stages import cli\n"
+        "for stage in cli.STAGES:\n"
+        "    print(stage, cli.main([stage, '--nope']), 'torch' in sys.modules)\n"
+        "print('help', cli.main(['--help']), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    refused = done.stdout.splitlines()[: len(STAGES)]
+    assert refused == [f"{stage} 2 False" for stage in STAGES]
+    assert done.stdout.splitlines()[-1] == "help 0 False"
+    for stage, line in zip(STAGES, done.stderr.splitlines(), strict=True):
+        assert line.startswith(f"skipform {stage}: error: unrecognized arguments: --nope; accepted: --help, --"), line
 
 
 def test_the_pipeline_trains_every_experiment_of_the_survey():

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import skipform
 from skipform import nets
-from skipform.data.images import Images
 from skipform.data.translation import BEGIN, END, PAD
 from skipform.errors import SkipformError
 from skipform.tasks import Optimizer
@@ -127,7 +126,7 @@ def test_several_validation_loaders_are_numbered_in_their_order(tmp_path):
 def test_a_data_module_names_its_splits(tmp_path):
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path, **SILENT)
     net = skipform.build("mlp", depth=1, width=8, in_channels=1, image_size=8)
-    trainer.fit(classes(net), datamodule=Images("digits", limit=40, validation=20))
+    trainer.fit(classes(net), datamodule=skipform.data("digits", limit=40, validation=20))
     expected = {f"{split}/{key}" for split in ("train", "val", "test") for key in ("loss", "error")}
     assert set(trainer.callback_metrics) == expected
 

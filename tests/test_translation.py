@@ -442,7 +442,7 @@ def test_the_penalty_decides_between_short_and_long():
 @pytest.mark.parametrize("shown", ["bleu", "exact_match"])
 def test_the_score_shown_first_is_one_there_is(dates, shown):
     source = dates.splits["test"][0][:5]
-    assert task(net(), shown=shown).SHOWN[0] in scored(dates, source, source)
+    assert task(net(), shown=shown).MAIN_SCORE[0] in scored(dates, source, source)
 
 
 class Copies(torch.nn.Module):

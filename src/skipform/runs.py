@@ -59,7 +59,7 @@ class Run:
         return tasks.build(net=self.net(), optimizer=self.config["optimizer"], **self.config["task"]).eval()
 
     def data(self, root: str | None = None) -> Any:
-        """The data module, prepared and set up; nothing is fetched. `root`: its folder, by default `data_root`."""
+        """The data set, its files checked and read; nothing is fetched. `root`: its folder, by default `data_root`."""
         from skipform import data
 
         module = data.build(0, **self.config["data"] | {"root": root or data_root(), "download": False})

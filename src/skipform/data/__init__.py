@@ -1,14 +1,15 @@
-"""The data sets: one LightningDataModule per kind of data, one file each; the sets that a kind reads are its SETS.
+"""The data sets: one class per kind of data, one file each; the sets that a kind reads are its SETS.
 
     images.py   masks.py   boxes.py   text.py   translation.py      the kinds
     module.py   epochs.py   source.py   scenes.py                   what they share
 
 This package is also the public function of that name: skipform.data("cifar10", root="data") is a data module for any
-Lightning Trainer.
+Lightning Trainer. The classes themselves need no Lightning, so that a finished run is measured without importing it.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from inspect import signature
 from pkgutil import iter_modules
@@ -25,7 +26,7 @@ LOCAL = {"root", "download"}  # arguments of where this machine keeps the files:
 
 
 class Data(Protocol):
-    """What a kind of data promises to stages and tasks, besides being a LightningDataModule.
+    """What a kind of data promises to stages and tasks.
 
     A kind whose examples are token sequences also has text(tokens (n, t)) -> list of n strings.
     """
@@ -85,8 +86,16 @@ def kind(name: str) -> type[Data]:
     return known[name]
 
 
-def build(seed: int, **block: Any) -> Any:
-    """The data module (a `Data` and a LightningDataModule) of a {"name": SET, argument: value, ...} block.
+@cache
+def for_lightning(reader: type[Data]) -> type[Any]:
+    """A kind of data as a LightningDataModule: the same class, with Lightning's part of a data module added."""
+    from lightning.pytorch import LightningDataModule
+
+    return type(reader.__name__, (reader, LightningDataModule), {"__doc__": reader.__doc__})
+
+
+def build(seed: int, *, lightning: bool = False, **block: Any) -> Any:
+    """The `Data` of a {"name": SET, argument: value, ...} block; if `lightning` is true, also a LightningDataModule.
 
     Raises:
         SkipformError: unknown set or argument, or a value that is not accepted.
@@ -98,7 +107,7 @@ def build(seed: int, **block: Any) -> Any:
             raise SkipformError(
                 f"data set {block['name']!r}: unknown argument {key!r}; accepted: {', '.join(accepted)}"
             )
-    return reader(**block, seed=seed)
+    return (for_lightning(reader) if lightning else reader)(**block, seed=seed)
 
 
 class _DataPackage(ModuleType):
@@ -110,7 +119,7 @@ class _DataPackage(ModuleType):
         Raises:
             SkipformError: unknown set or argument, or a value that is not accepted.
         """
-        return build(seed, name=name, **arguments)
+        return build(seed, lightning=True, name=name, **arguments)
 
 
 sys.modules[__name__].__class__ = _DataPackage

@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import resize
 
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.module import DataModule, check_at_least
@@ -59,6 +57,8 @@ class Example:
         """uint8 (c, h, w)."""
         if isinstance(self.source, Tensor):
             return self.source
+        from torchvision.io import ImageReadMode, decode_image
+
         file = self.source.read_bytes() if isinstance(self.source, Path) else self.source
         return decode_image(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)
 
@@ -211,6 +211,8 @@ class Augmentation:
         return image, boxes[visible], visible
 
     def _resized(self, image: Tensor, boxes: Tensor, shorter: int) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms.v2.functional import resize
+
         h, w = image.shape[1:]
         factor = min(shorter / min(h, w), self.longest / max(h, w))
         new = [max(1, round(h * factor)), max(1, round(w * factor))]

@@ -101,13 +101,15 @@ class Images(DataModule):
         return ["validation", "test"] if self.validation else ["test"]
 
     def sources(self) -> Iterator[Source]:
-        from torchvision.datasets import CIFAR10, FashionMNIST
-
         if self.name == "cifar10":
+            from torchvision.datasets import CIFAR10
+
             listed = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
             checksums = {f"{CIFAR10.base_folder}/{file}": md5 for file, md5 in listed}
             yield ArchiveSource(self.folder, checksums, CIFAR10.url, md5=CIFAR10.tgz_md5)
         if self.name == "fashion_mnist":
+            from torchvision.datasets import FashionMNIST
+
             folder = self.folder / "FashionMNIST" / "raw"
             yield Source(folder, dict(FashionMNIST.resources), FashionMNIST.mirrors[0])
 

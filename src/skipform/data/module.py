@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningDataModule
 
 from skipform.data.epochs import Loader
 from skipform.data.source import Source
 from skipform.errors import SkipformError
 
 
-class DataModule(LightningDataModule):
-    """One data set for any Trainer. A kind of data adds `SETS`, `TARGETS`, `states`, `splits`, and
+class DataModule:
+    """One data set, without Lightning; `skipform.data.for_lightning` makes a LightningDataModule of it for a Trainer.
+
+    A kind of data adds `SETS`, `TARGETS`, `states`, `splits`, and
 
     setup       fills the splits
     sources     the files that the set is read from
@@ -28,9 +29,10 @@ class DataModule(LightningDataModule):
     """
 
     TARGETS: ClassVar[str]
+    trainer: Any = None  # the Trainer that uses this data set; Lightning sets it
 
     def __init__(self, name: str, accepted: Iterable[str], *, root: str, download: bool, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # LightningDataModule's, where there is one
         if name not in accepted:
             raise SkipformError(f"unknown data set {name!r}; accepted: {', '.join(accepted)}")
         self.name: str = name

@@ -23,24 +23,24 @@ def main(
     batch: int = 128,
     margin: float = 0.0,
     copies: bool = False,
-    executor: launch.Executor = "local",
+    executor: Literal["local", "submitit"] = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
-    """Measure every run of FOLDER (what `skipform fit` left) and write one JSON file; equal nets give equal bytes.
+    """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
 
     Per variant, seed and moment (initial, final): activation regions and affine pieces on the plane through the first
     three test images x, y, z, that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of
     the Jacobian at x, of the scores and of the last hidden layer (of a convolutional net its last maps, before the
     global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. What is
-    measured is kept in OUT.partial: a killed measurement goes on where it was.
+    measured is stored in OUT.partial, from where a killed measurement continues.
 
     Args:
-        folder: Where `skipform fit` left the runs, for example runs/claims/pooling.
+        folder: The folder of the runs, for example runs/claims/pooling.
         out: The JSON file to write.
         batch: How many images for the functional dimension; ten scores each, so more of them than the rank may be.
         margin: How far the plane reaches beyond the parallelogram of the images.
-        copies: Measure beside each net its exact copy with the other skip (Theorem 3); the nets: activation_blocks.
+        copies: For each net, also measure its exact copy with the other skip (Theorem 3); the nets: activation_blocks.
         executor: local processes, or submitit for a SLURM cluster.
         workers: Local processes; one per core when not given.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
@@ -67,7 +67,7 @@ def measured(
     dimension = measure.functional_dimension(net, images[:batch])
     row = about | {
         "copy": None,
-        **counted(net, images, margin),
+        **counts(net, images, margin),
         "functional_dimension": dimension.rank,
         "functional_dimension_gap": finite(dimension.gap),
         "functional_dimension_most": min(dimension.shape),
@@ -75,11 +75,11 @@ def measured(
     if not copies:
         return [row]
     other, copy = exact_copy(net, trained.config["net"])
-    return [row, about | {"copy": other, **counted(copy, images, margin)}]
+    return [row, about | {"copy": other, **counts(copy, images, margin)}]
 
 
-def counted(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, Any]:
-    """What of a row is the same for equal functions, regions apart, and what tells the nets apart."""
+def counts(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, Any]:
+    """The part of a row that is measured for a net and for its copy: sizes, regions, pieces, ranks."""
     x, y, z = images[:3]
     side = (-margin, 1 + margin)
     regions = measure.plane(net, x, y - x, z - x, (*side, *side))
@@ -108,14 +108,14 @@ def exact_copy(net: nn.Module, block: dict[str, Any]) -> tuple[str, nn.Module]:
 
     net: in float64, built from `block`. The copy has as many ReLUs, in as many layers.
     """
-    found = blocks_of(net)
-    if found.blocks[0].shortcut is None:
+    original = blocks_of(net)
+    if original.blocks[0].shortcut is None:
         # As wide a state as nets.activation_blocks takes by itself: the input and what every block ends in.
-        other, copied = "add", to_addition(found)
+        other, copied = "add", to_addition(original)
         maps = [copied.stem, *[w for b in copied.blocks for w in b.layers], copied.readout]
     else:
         # With concatenation the net reads its input as it is: the stem is folded into every map that reads it.
-        other, copied = "concat", to_concatenation(found)
+        other, copied = "concat", to_concatenation(original)
         maps = [w for b in copied.blocks for w in (_past(copied.stem, b.layers[0]), *b.layers[1:-1])]
         maps.append(_past(copied.stem, copied.readout))
     copy = nets.build(**(block | {"skip": other, "state": None})).double().eval()
@@ -134,7 +134,7 @@ def blocks_of(net: nn.Module) -> BlockNet:
     stem = None if concatenated else layers[1]
     blocks: list[list[Any]] = []
     for layer in layers[1 if concatenated else 2 : -1]:
-        branch = [each for each in layer.get_submodule("branch").modules() if isinstance(each, nn.Linear)]
+        branch = [part for part in layer.get_submodule("branch").modules() if isinstance(part, nn.Linear)]
         width = branch[-1].out_features
         blocks.append([*branch, (np.eye(width), np.zeros(width))] if concatenated else branch)
     return BlockNet.of(blocks, layers[-1], merge="concat" if concatenated else "add", stem=stem)

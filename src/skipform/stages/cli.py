@@ -1,17 +1,17 @@
 """The command line: `skipform STAGE ...`; a stage is a file of this folder, imported when it is the one asked for."""
 
+import argparse
+import ast
 import inspect
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, Literal
 
 import skipform
 from skipform.errors import InternalError, SkipformError
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 STAGES = {
     "repro": "run the pipeline: every stage of dvc.yaml that is out of date",
@@ -46,8 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             close = get_close_matches(stage, STAGES, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise SkipformError(f"unknown stage {stage!r}{hint} Accepted: {', '.join(STAGES)}")
-        run = import_module(f"skipform.stages.{stage}").main
-        return (run(rest) if stage == "fit" else _with_options(stage, run, rest)) or 0
+        # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are.
+        arguments: dict[str, Any] = {"argv": rest} if stage == "fit" else _options(stage, rest)
+        return import_module(f"skipform.stages.{stage}").main(**arguments) or 0
     except (SkipformError, InternalError) as error:
         print(f"skipform {stage}: error: {error}", file=sys.stderr)
         return 2
@@ -56,10 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _with_options(stage: str, run: Callable[..., int | None], argv: list[str]) -> int | None:
-    """Call `run` with its annotated parameters read from the command line; its docstring is the help."""
+def _options(stage: str, argv: list[str]) -> dict[str, Any]:
+    """The arguments of a stage's `main`, read from the command line; its docstring is the help."""
     from jsonargparse import ArgumentError, ArgumentParser
 
+    run = declaration(stage)
     parser = ArgumentParser(prog=f"skipform {stage}", description=inspect.getdoc(run), exit_on_error=False)
     parser.add_function_arguments(run, as_positional=True)
     # A yes-or-no option may stand alone: --all is --all=true.
@@ -75,19 +77,34 @@ def _with_options(stage: str, run: Callable[..., int | None], argv: list[str]) -
         options = parser.parse_args(["--out" if word == "-o" else word for word in argv])
     except ArgumentError as error:
         raise not_understood(error, parser) from None
-    return run(**parser.instantiate_classes(options).as_dict())
+    return parser.instantiate_classes(options).as_dict()
 
 
-def not_understood(error: Exception, parser: "ArgumentParser") -> SkipformError:
-    """The parser's complaint in one line; where it does not know an option, with those it knows."""
-    said = " ".join(str(error).split())
+def declaration(stage: str) -> Callable[..., int | None]:
+    """The `main` of a stage without its body: parameters, annotations, docstring.
+
+    A stage imports torch at its top, which takes seconds. To answer --help or to refuse an option, only this much of
+    the file is executed, so the annotations of `main` have to do with built-in types, Any, Literal and Path.
+    """
+    file = Path(__file__).with_name(f"{stage}.py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
+    main.body = main.body[:1]  # the docstring
+    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "Path": Path, "__name__": __name__}
+    exec(compile(ast.Module([main], []), file, "exec"), names)
+    return names["main"]
+
+
+def not_understood(error: Exception, parser: argparse.ArgumentParser) -> SkipformError:
+    """The parser's message in one line; if it is about an unknown option, with the options that the parser knows."""
+    message = " ".join(str(error).split())
     options = [
         option
         for action in parser._actions
         for option in action.option_strings
         if option.startswith("--") and option != "--print_shtab"
     ]
-    return SkipformError(f"{said}; accepted: {', '.join(options)}" if "unrecognized" in said else said)
+    return SkipformError(f"{message}; accepted: {', '.join(options)}" if "unrecognized" in message else message)
 
 
 def _usage() -> str:

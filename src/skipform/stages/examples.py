@@ -1,4 +1,4 @@
-"""`skipform examples`: what trained nets say of a few held-out inputs, kept as plain data for the notebooks to show."""
+"""`skipform examples`: the outputs of trained nets for a few held-out inputs, as plain data for the notebooks."""
 
 import json
 from pathlib import Path
@@ -45,28 +45,30 @@ def write(folder: Path, out: Path, count: int) -> None:
     texts: dict[str, list[str]] = {}
     for variant in variants:
         run = min(variant.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
-        for name, found in shown(Run(run), count).items():
-            if isinstance(found, list):
-                texts[f"{variant.name}/{name}"] = found
+        for name, value in examples_of(Run(run), count).items():
+            if isinstance(value, list):
+                texts[f"{variant.name}/{name}"] = value
             else:
-                tensors[f"{variant.name}/{name}"] = found.contiguous()
-    with whole(out) as beside:
-        # one entry, for safetensors puts several in any order
-        save_file(tensors, beside, {"texts": json.dumps(texts, ensure_ascii=False)})
+                tensors[f"{variant.name}/{name}"] = value.contiguous()
+    with whole(out) as temporary:
+        # one entry, because safetensors writes several in any order
+        save_file(tensors, temporary, {"texts": json.dumps(texts, ensure_ascii=False)})
 
 
 @torch.no_grad()
-def shown(run: Run, count: int) -> dict[str, Any]:
+def examples_of(run: Run, count: int) -> dict[str, Any]:
     """The examples of one run by name; see `main`."""
     module = run.data()
     batch = tuple(part[:count] for part in next(iter(module.val_dataloader()[-1])))
     task = run.task()
-    found: dict[str, Any] = task.examples(*batch)
-    if hasattr(module, "text"):  # data of texts says what tokens (n, t) read
-        found = {name: module.text(x) if isinstance(x, Tensor) and x.ndim == 2 else x for name, x in found.items()}
+    examples: dict[str, Any] = task.examples(*batch)
+    if hasattr(module, "text"):  # tokens (n, t) are shown as text
+        examples = {
+            name: module.text(x) if isinstance(x, Tensor) and x.ndim == 2 else x for name, x in examples.items()
+        }
     with attention.AttentionRecorder() as recorder:
         task.step(*(part[:1] for part in batch))
-    found |= {f"attention.{k}": weights[0] for k, weights in enumerate(recorder.weights)}
+    examples |= {f"attention.{k}": weights[0] for k, weights in enumerate(recorder.weights)}
     for pyramid in (part for part in task.net.modules() if isinstance(part, fpn.FPN)):
-        found |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(batch[0][:1]).items()}
-    return found
+        examples |= {f"pyramid.{name}": maps[0] for name, maps in pyramid(batch[0][:1]).items()}
+    return examples

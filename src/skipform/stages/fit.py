@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from skipform.training.experiment import Experiment
 
+SECTIONS = ("data", "task", "optimizer", "trainer")  # of an experiment file; --SECTION.ARGUMENT replaces a value
+_OF_A_SECTION = tuple(f"--{section}." for section in SECTIONS)
+
 Seeds = list[int]
 Trained = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
 
@@ -67,13 +70,24 @@ def main(argv: list[str]) -> int:
 
 
 def _experiment_file(argv: list[str]) -> Path:
-    """The experiment file that the command line names, checked before anything heavy is imported."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?")
-    path = parser.parse_known_args(argv)[0].config
-    if path is None and not {"-h", "--help"} & set(argv):
+    """The experiment file that the command line names. It and the options of this stage are checked before anything
+    heavy is imported; those of a section are checked by `_options`."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    _add_own_options(parser)
+    for section in SECTIONS:
+        parser.add_argument(f"--{section}.ARGUMENT")  # for the list of what is accepted
+    try:
+        options, others = parser.parse_known_args(argv)
+        unknown = [word for word in others if word.startswith("--") and not word.startswith(_OF_A_SECTION)]
+        if unknown and not options.help:
+            raise argparse.ArgumentError(None, f"unrecognized arguments: {' '.join(unknown)}")
+    except argparse.ArgumentError as error:
+        raise not_understood(error, parser) from None
+    path = options.config
+    if path is None and not options.help:
         raise SkipformError(
-            "--config FILE is missing; accepted: an experiment file, say experiments/survey/resnet.yaml"
+            "--config FILE is missing; accepted: an experiment file, such as experiments/survey/resnet.yaml"
         )
     if path is not None and not (file := Path(path)).is_file():
         present = sorted(other.name for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
@@ -90,22 +104,12 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     from skipform.training.experiment import accepted
 
     parser = ArgumentParser(prog="skipform fit", description=__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", type=str, metavar="FILE", help="the experiment file")
-    parser.add_argument(
-        "--scale", type=str, help="a file of experiments/scale; by default that of params.yaml, or embedded"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default those of params.yaml, or 0")
-    parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
-    parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
-    parser.add_argument(
-        "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
-    )
-    parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
+    _add_own_options(parser)
     group = parser.add_argument_group("the data of this machine, which is no part of a run")
     group.add_argument("--data.root", type=str, metavar="DIR", help="by default SKIPFORM_DATA, or ./data")
     group.add_argument("--data.download", type=bool, help="fetch files that are missing or altered")
     for section, keys in accepted().items():
-        group = parser.add_argument_group(f"{section}, in place of what the experiment file says")
+        group = parser.add_argument_group(f"{section}, in place of the values in the experiment file")
         for key, hint in keys.items():
             group.add_argument(f"--{section}.{key}", type=hint)
     try:
@@ -129,6 +133,21 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     return options, given, storage
 
 
+def _add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Let `parser` read the options of this stage."""
+    parser.add_argument("--config", type=str, nargs="?", metavar="FILE", help="the experiment file")
+    parser.add_argument(
+        "--scale", type=str, help="a file of experiments/scale; by default that of params.yaml, or embedded"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default those of params.yaml, or 0")
+    parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
+    parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
+    parser.add_argument(
+        "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
+    )
+    parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
+
+
 def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int:
     """The number of steps of an epoch, after the data have been read and every net has been built without memory."""
     import torch
@@ -149,7 +168,7 @@ def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int
 
 def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
     """Train every variant with every seed, report its score and return the summary."""
-    from skipform.training.journal import spoken
+    from skipform.training.journal import label_of
 
     summary = {}
     for i, label in enumerate(experiment.variants, 1):
@@ -162,7 +181,7 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         score = summary[label][f"test_{name}"]
         if leads:
             bar.write(
-                f"{experiment.name:18} {label:18} test {spoken(name)} {score['middle']:6.2f} {unit}"
+                f"{experiment.name:18} {label:18} test {label_of(name)} {score['middle']:6.2f} {unit}"
                 f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
             )
     return summary

@@ -33,7 +33,7 @@ CHOSEN = {
     "vgg": ("VGG-16-BN",),
 }
 SMOKE = (("mlp", "MLP-2"), ("resnet", "ResNet-20"), ("vgg", "VGG-16-BN"))
-# Shapes without the batch; an image of CIFAR where nothing else is said. U-Net takes none smaller than this.
+# Shapes without the batch; an image of CIFAR unless INPUTS has another. U-Net takes none smaller than this.
 IMAGE = ((3, 32, 32),)
 INPUTS = {
     "bert": ((16, 768),),
@@ -49,7 +49,8 @@ def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded",
     """Rewrite the published models of the survey and write what they become: ReLU layers, ReLUs, numbers carried.
 
     One row a model, at its published width and depth on the input that the row names. A net that is not piecewise
-    linear has the compiler's reason instead. What is done is kept in OUT.partial: a killed run goes on where it was.
+    linear has the compiler's reason instead. Rows that are done are stored in OUT.partial, from where a
+    killed run continues.
 
     Args:
         out: The JSON file to write.
@@ -146,7 +147,7 @@ class Watched(TorchDispatchMode):
         return result
 
     def counts(self, outputs: Any) -> dict[str, int]:
-        """As `described` says, of all that was seen."""
+        """The entry "before" of `described`, from the operations that were followed."""
         size = {self.number[x]: x.numel() for x in self.tensors}
         final = [self.number[x] for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
         last = {i: step for step, (_, reads, _) in enumerate(self.steps) for i in reads}

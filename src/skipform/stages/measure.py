@@ -26,20 +26,20 @@ def main(
     metrics: str | None = None,
     slices: int = 3,
     batch: int = 16,
-    executor: launch.Executor = "local",
+    executor: Literal["local", "submitit"] = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
-    """Measure every run of FOLDER (what `skipform fit` left) and write one JSON file; equal nets give equal bytes.
+    """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
 
     Per variant, seed, moment (initial, final) and slice: activation regions and affine pieces on the segment from test
     image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features, the
     input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch` test
     images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. What is
-    measured is kept in OUT.partial: a killed measurement goes on where it was.
+    measured is stored in OUT.partial, from where a killed measurement continues.
 
     Args:
-        folder: Where `skipform fit` left the runs, for example runs/survey/resnet.
+        folder: The folder of the runs, for example runs/survey/resnet.
         out: The JSON file to write.
         metrics: Another one for a flat summary: medians over the seeds of the experiment's first variant, when trained.
         slices: How many segments.
@@ -56,7 +56,7 @@ def main(
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first variant in one line: what `skipform fit` found of it, and the medians of what was measured of it."""
+    """The first variant in one line: its errors and size from `skipform fit`, and the medians of its measures."""
     variant = next(iter(trained))
     chosen = [row for row in rows if row["variant"] == variant and row["when"] == "final"]
     return {

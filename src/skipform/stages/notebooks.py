@@ -31,19 +31,19 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
     one HTML file. If one notebook fails nothing is replaced. Equal inputs leave equal bytes.
 
     Args:
-        only: Names of the notebooks to run (all when not given); what the others made is kept.
+        only: Names of the notebooks to run (all when not given); the files of the others stay as they are.
         kernels: How many notebooks run at the same time.
         root: The folder that holds analysis/, runs/ and measures/.
     """
-    found = read_all(Path(root) / "analysis")
-    if unknown := [name for name in only or () if name not in found]:
-        raise SkipformError(f"unknown notebook {unknown[0]!r} in {root}/analysis; there are: {', '.join(found)}")
-    chosen = {name: notebook for name, notebook in found.items() if not only or name in only}
+    notebooks = read_all(Path(root) / "analysis")
+    if unknown := [name for name in only or () if name not in notebooks]:
+        raise SkipformError(f"unknown notebook {unknown[0]!r} in {root}/analysis; there are: {', '.join(notebooks)}")
+    chosen = {name: notebook for name, notebook in notebooks.items() if not only or name in only}
     generated, pages = Path(root, "paper", "generated"), Path(root, "build", "notebooks")
     generated.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=generated.parent, prefix=".generated.") as beside:
+    with tempfile.TemporaryDirectory(dir=generated.parent, prefix=".generated.") as temporary:
         try:
-            asyncio.run(_execute_all(chosen, Path(root) / "analysis", Path(beside), kernels))
+            asyncio.run(_execute_all(chosen, Path(root) / "analysis", Path(temporary), kernels))
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
@@ -52,9 +52,9 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
         if not only and generated.exists():
             shutil.rmtree(generated)
         generated.mkdir(exist_ok=True)
-        for file in sorted(Path(beside).iterdir()):
+        for file in sorted(Path(temporary).iterdir()):
             file.replace(generated / file.name)
-        join_numbers(generated, list(found))
+        join_numbers(generated, list(notebooks))
     for name, (notebook, html) in texts.items():
         write_text(pages / f"{name}.ipynb", notebook)
         write_text(pages / f"{name}.html", html)

@@ -11,10 +11,10 @@ from skipform.files import whole
 def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> int:
     """Compile a typst source to PDF: whole or not at all, without a date, with the typesetter's own faces only.
 
-    Equal sources and generated data leave equal bytes. What is missing is said in one line, exit status 1.
+    Equal sources and generated data leave equal bytes. An error is one line on standard error, and exit status 1.
 
     Args:
-        source: The typst file; it reads what `skipform notebooks` left in generated/ beside it.
+        source: The typst file; it reads what `skipform notebooks` has written to generated/ in the same folder.
         output: The PDF to write.
     """
     try:
@@ -27,6 +27,6 @@ def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> 
     if warnings:
         print(f"{source}: {' '.join(str(warnings[0].message).split())}", file=sys.stderr)
         return 1
-    with whole(output) as beside:
-        beside.write_bytes(pdf)
+    with whole(output) as temporary:
+        temporary.write_bytes(pdf)
     return 0

@@ -1,4 +1,4 @@
-"""`skipform publish`: copy the summaries of finished runs into results/, with what made them beside each number."""
+"""`skipform publish`: copy the summaries of finished runs into results/, each number with its origin."""
 
 import csv
 import io
@@ -19,22 +19,22 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
     """
     rows = []
     for summary in sorted(Path(runs).glob("*/summary.json")):
-        for variant, found in json.loads(summary.read_text()).items():
-            trained = [Run(summary.parent / variant / f"seed{seed}") for seed in found["seeds"]]
-            config = trained[0].config
-            made = [run.provenance for run in trained]
+        for variant, trained in json.loads(summary.read_text()).items():
+            finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
+            config = finished[0].config
+            made = [run.provenance for run in finished]
             row = {
                 "experiment": summary.parent.name,
                 "variant": variant,
                 "scale": config["scale"],
                 "data": config["data"]["name"],
-                "parameters": found["parameters"],
-                "epochs": found["epochs"],
-                "seeds": " ".join(map(str, found["seeds"])),
+                "parameters": trained["parameters"],
+                "epochs": trained["epochs"],
+                "seeds": " ".join(map(str, trained["seeds"])),
             }
-            row["score"], row["unit"] = found["shown"]
+            row["score"], row["unit"] = trained["shown"]
             for split in ("train", "test"):  # a score that needs the evaluation mode is not taken in training
-                score = found.get(f"{split}_{row['score']}", {})
+                score = trained.get(f"{split}_{row['score']}", {})
                 row |= {f"{split}_{end}": f"{score[end]:.2f}" if score else "" for end in ("middle", "low", "high")}
             row["seconds_per_seed"] = f"{sorted(m['training_seconds'] for m in made)[len(made) // 2]:.1f}"
             hardware = made[0]["hardware"]

@@ -38,7 +38,7 @@ def main(
 
     Args:
         source: A run's folder (runs/survey/resnet/residual/seed0), or MODULE:FACTORY that returns a torch model.
-        out: The picture, one colour a piece (.svg, .png or .pdf); a table of the regions goes beside it as .csv.
+        out: The picture, one colour a piece (.svg, .png or .pdf); the table of regions has suffix .csv.
         input: For MODULE:FACTORY, the shape of one input, e.g. 3,32,32.
         arguments: For MODULE:FACTORY, its keyword arguments, as JSON.
         points: A .npy file of three inputs, shape (3, ...).
@@ -54,7 +54,7 @@ def main(
     origin, u, v = _plane(example, candidates, points, seed)
     start = time.perf_counter()
     with tqdm(total=1.0, desc="regions", bar_format="{desc} |{bar:30}| {percentage:3.0f} % [{elapsed}]") as bar:
-        found = plane(
+        regions = plane(
             net,
             origin,
             u,
@@ -63,10 +63,10 @@ def main(
             memory=int(memory_gib * 2**30),
             progress=lambda share: bar.update(share - bar.n),
         )
-    print(f"activation regions   {found.count:,}   counted in {time.perf_counter() - start:.2f} s")
-    print(f"affine pieces        {found.pieces:,}")
-    print(f"distinct affine maps {found.maps:,}")
-    polygons, areas, labels = found.polygons(), found.areas(), found.labels
+    print(f"activation regions   {regions.count:,}   counted in {time.perf_counter() - start:.2f} s")
+    print(f"affine pieces        {regions.pieces:,}")
+    print(f"distinct affine maps {regions.maps:,}")
+    polygons, areas, labels = regions.polygons(), regions.areas(), regions.labels
     write_text(out.with_suffix(".csv"), _table(polygons, areas, labels))
     _draw(out, polygons, labels, (low_s, high_s, low_t, high_t))
     print(f"written              {out}, {out.with_suffix('.csv')}")
@@ -133,7 +133,7 @@ def _draw(out: Path, polygons: list[np.ndarray], labels: np.ndarray, box: tuple[
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
-    # Neighbouring pieces are told apart by lightness too: a low-discrepancy walk through one sequential map.
+    # Neighbouring pieces differ in lightness too: a low-discrepancy walk through one sequential map.
     shades = mpl.colormaps["cividis"]((0.5 + labels * 0.6180339887498949) % 1.0)
     with mpl.rc_context({"svg.hashsalt": "skipform"}):
         figure = Figure(figsize=(6, 6), layout="constrained")
@@ -141,6 +141,6 @@ def _draw(out: Path, polygons: list[np.ndarray], labels: np.ndarray, box: tuple[
         axes.add_collection(PolyCollection(polygons, facecolors=shades, edgecolors="black", linewidths=0.15))
         axes.set(xlim=box[:2], ylim=box[2:], xlabel="s", ylabel="t", aspect="equal")
         axes.set_title(f"{len(polygons):,} activation regions in {labels.max() + 1:,} affine pieces (one shade each)")
-        with whole(out) as beside:
+        with whole(out) as temporary:
             dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[out.suffix]
-            figure.savefig(beside, format=out.suffix[1:], dpi=150, metadata=dates)
+            figure.savefig(temporary, format=out.suffix[1:], dpi=150, metadata=dates)

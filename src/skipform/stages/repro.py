@@ -1,4 +1,4 @@
-"""`skipform repro`: `dvc repro` with the stage's number and the time left said before each stage."""
+"""`skipform repro`: `dvc repro` which prints, before each stage, its number and the time left."""
 
 import json
 import re
@@ -17,7 +17,7 @@ SECONDS = Path("build/seconds.json")  # what each stage took when it last ran he
 
 
 def main(*, force: bool = False) -> int:
-    """Run every stage of dvc.yaml that is out of date; what is finished is kept, so a stopped run goes on where it was.
+    """Run every stage of dvc.yaml that is out of date; a stopped run continues after the last finished stage.
 
     Args:
         force: Run the stages that are up to date too.
@@ -30,21 +30,23 @@ def main(*, force: bool = False) -> int:
     left, running, since, start = set(names), "", 0.0, time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as dvc:
         for line in dvc.stdout or ():
-            found = re.match(r"(Running stage|Stage) '([^']+)'(?! is cached)", line)
+            started = re.match(r"(Running stage|Stage) '([^']+)'(?! is cached)", line)
             now = time.monotonic()
-            if running and (found or line.startswith("Updating lock file")):
+            if running and (started or line.startswith("Updating lock file")):
                 seconds[running] = round(now - since, 1)
                 write_json(SECONDS, seconds)
                 running = ""
-            if found and found[1] == "Running stage":
-                running, since = found[2], now
+            if started and started[1] == "Running stage":
+                running, since = started[2], now
                 known = f", about {_minutes(sum(seconds[n] for n in left))} left" if left <= set(seconds) else ""
                 print(f"== stage {len(names) - len(left) + 1} of {len(names)}, {_minutes(now - start)} gone{known}")
-            if found:
-                left.discard(found[2])
+            if started:
+                left.discard(started[2])
             print(line, end="", flush=True)
     if dvc.returncode:
-        print(f"skipform repro: stage {running or '?'} failed; mend it and run the same command again", file=sys.stderr)
+        print(
+            f"skipform repro: stage {running or '?'} failed; correct it and run the same command again", file=sys.stderr
+        )
     return dvc.returncode
 
 

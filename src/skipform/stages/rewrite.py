@@ -52,11 +52,11 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         single = _within_bound(model, plain, [x.float() for x in inputs])
         _advance(bar, "write")
         example = tuple(x.float() for x in example)
-        with whole(out) as beside:
+        with whole(out) as temporary:
             if out.suffix == ".safetensors":
-                canonical(model, example).save(beside)
+                canonical(model, example).save(temporary)
             else:
-                export(plain, example, beside)
+                export(plain, example, temporary)
         _advance(bar, "done")
     before, after = plain.meta["original_operations"], shape.operations
     print(f"operations  {sum(before.values())} → {sum(after.values())}")

@@ -15,8 +15,8 @@ class Classify(Task):
     """
 
     TARGETS = "labels"
-    SHOWN = ("error", "%")
-    HIGHER = False
+    MAIN_SCORE = ("error", "%")
+    HIGHER_IS_BETTER = False
 
     def step(self, inputs: Tensor, labels: Tensor) -> dict[str, Any]:
         scores = self(inputs)  # (n, classes)

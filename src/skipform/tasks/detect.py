@@ -40,7 +40,7 @@ class Detect(Task):
     """
 
     TARGETS = "boxes"
-    SHOWN = ("ap50", "%")
+    MAIN_SCORE = ("ap50", "%")
 
     def __init__(self, net: nn.Module | Mapping[str, Any], optimizer: Optimizer | Mapping[str, Any]) -> None:
         super().__init__(net, optimizer)

@@ -28,8 +28,8 @@ class LanguageModel(Task):
     """
 
     TARGETS = "text"
-    SHOWN = ("loss", "nats")
-    HIGHER = False
+    MAIN_SCORE = ("loss", "nats")
+    HIGHER_IS_BETTER = False
 
     def __init__(
         self,

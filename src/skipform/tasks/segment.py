@@ -40,8 +40,8 @@ class Segment(Task):
     """
 
     TARGETS = "masks"
-    SHOWN = ("mean_iou", "%")
-    HIGHER = True
+    MAIN_SCORE = ("mean_iou", "%")
+    HIGHER_IS_BETTER = True
     weights: Tensor | None
 
     def __init__(

@@ -32,9 +32,9 @@ class Task(LightningModule):
 
     A task defines `step` and
 
-        TARGETS   the kind of data it takes (the TARGETS of a data module)
-        SHOWN     the score that tables show, without its split, and its unit
-        HIGHER    whether a higher score is better
+        TARGETS             the kind of data it takes (the TARGETS of a data module)
+        MAIN_SCORE          the score that tables show, without its split, and its unit
+        HIGHER_IS_BETTER    whether a higher score is better
 
     Args:
         net: the net; or, as a checkpoint has it, the {"net": NAME, argument: value, ...} block that describes it.
@@ -42,8 +42,8 @@ class Task(LightningModule):
     """
 
     TARGETS: ClassVar[str]
-    SHOWN: ClassVar[tuple[str, str]]
-    HIGHER: ClassVar[bool] = True
+    MAIN_SCORE: ClassVar[tuple[str, str]]
+    HIGHER_IS_BETTER: ClassVar[bool] = True
 
     def __init__(self, net: nn.Module | Mapping[str, Any], optimizer: Optimizer | Mapping[str, Any]) -> None:
         super().__init__()

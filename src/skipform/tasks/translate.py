@@ -41,7 +41,7 @@ class Translate(Task):
     """
 
     TARGETS = "pairs"
-    SHOWN = ("bleu", "%")
+    MAIN_SCORE = ("bleu", "%")
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Translate(Task):
         for key, value, least in (*limits, ("decoded", decoded, 0)):
             if value < least:
                 raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
-        self.SHOWN = (shown, "%")  # type: ignore[misc]
+        self.MAIN_SCORE = (shown, "%")  # type: ignore[misc]
         self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
         self.search: dict[str, Any] = {
             "begin": begin,

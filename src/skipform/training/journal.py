@@ -59,9 +59,9 @@ class Journal(Checkpoint):
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
         self.rows.append(row)
-        name, unit = pl_module.SHOWN
+        name, unit = pl_module.MAIN_SCORE
         score = row.get(f"test_{name}")
-        self.bar.set_postfix_str("" if score is None else f"test {spoken(name)} {score:.2f} {unit}", refresh=False)
+        self.bar.set_postfix_str("" if score is None else f"test {label_of(name)} {score:.2f} {unit}", refresh=False)
         save_checkpoint(trainer, self.checkpoint)
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
@@ -72,8 +72,8 @@ class Journal(Checkpoint):
             "seed": config["seed"],
             "epochs": len(self.rows),
             "steps": self.steps,
-            "shown": list(task.SHOWN),
-            "higher": task.HIGHER,
+            "shown": list(task.MAIN_SCORE),
+            "higher": task.HIGHER_IS_BETTER,
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             **{key: value for key, value in self.rows[-1].items() if key != "epoch"},
@@ -107,7 +107,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
         trainer.save_checkpoint(temporary)  # all processes take part, the first one writes
 
 
-def spoken(name: str) -> str:
+def label_of(name: str) -> str:
     """A score's name as text: mean_iou -> mean iou."""
     return name.replace("_", " ")
 

@@ -77,7 +77,7 @@ def train(
         )
     if leads:
         save(net, folder / "initial.safetensors")
-    module = data.build(seed, **config["data"] | storage)
+    module = data.build(seed, lightning=True, **config["data"] | storage)
     if leads:
         lightning.logger = open_logger(config)
     task = tasks.build(net=net, optimizer=config["optimizer"], **config["task"])
