@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from skipform.errors import SkipformError
+from skipform.theory.trees import Window, half_tree, tree_depth
 
 BATCH, OTHER_BATCH = 2, 3  # two batch sizes tell which dimension is the batch
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -311,30 +312,31 @@ class Emitter:
         gap = self.relu(self.combine([x, y], [1, -1], merge=False))
         return self.combine([gap, y], [1, 1], merge=False)
 
-    def window_max(self, x: fx.Node, dim: int, windows: Sequence[tuple[int, ...]]) -> fx.Node:
-        """Along dim, the maximum over each window of indices; all windows have n indices, repetitions allowed.
+    def window_max(self, x: fx.Node, dim: int, windows: Sequence[Window]) -> fx.Node:
+        """Along dim, the maximum over each window of indices, by the tree `half_tree`; all windows have n indices,
+        which may repeat. Every layer of the tree is one `maximum`, so the depth is ceil(log2 n)."""
+        tree = half_tree(windows)
+        if not tree:
+            return self.take(x, dim, [i for (i,) in windows])
+        first = sorted({part for parts in tree[0].values() if len(parts) == 2 for part in parts})
+        level, place = self.take(x, dim, [i for (i,) in first]), {window: i for i, window in enumerate(first)}
+        for k, layer in enumerate(tree):
+            # The windows that a layer carries unchanged are single indices: the next layer reads them from x.
+            made = windows if k == len(tree) - 1 else [window for window, parts in layer.items() if len(parts) == 2]
+            left, right = ([layer[window][side] for window in made] for side in (0, 1))
+            a = self.take(level, dim, [place[window] for window in left])
+            if right[0] in place:
+                b = self.take(level, dim, [place[window] for window in right])
+            else:
+                b = self.take(x, dim, [i for (i,) in right])
+            level, place = self.maximum(a, b), {window: i for i, window in enumerate(made)}
+        return level
 
-        A tree of depth ceil(log2 n): a window is the union of its first and last ceil(n / 2) indices. Halves that
-        several windows have in common are computed once.
-        """
-        n = len(windows[0])
-        if n == 1:
-            return self.take(x, dim, [w[0] for w in windows])
-        half = (n + 1) // 2
-        first, last = [w[:half] for w in windows], [w[n - half :] for w in windows]
-        halves = sorted({*first, *last})
-        if n == 3 and len(halves) > 1.5 * len(windows):  # little in common: the third index alone costs nothing
-            a, b = self.window_max(x, dim, first), self.take(x, dim, [w[2] for w in windows])
-        else:
-            level, place = self.window_max(x, dim, halves), {w: i for i, w in enumerate(halves)}
-            a, b = (self.take(level, dim, [place[w] for w in side]) for side in (first, last))
-        return self.maximum(a, b)
-
-    def box_max(self, x: fx.Node, windows: dict[int, list[tuple[int, ...]]]) -> fx.Node:
+    def box_max(self, x: fx.Node, windows: dict[int, list[Window]]) -> fx.Node:
         """The maximum over boxes: windows[dim] as in window_max, dims adjacent. One dimension after the other where
         that keeps the depth ceil(log2 n), n the entries of a box; else over the dimensions taken as one."""
         lengths = [len(w[0]) for w in windows.values()]
-        if sum(map(layers, lengths)) == layers(math.prod(lengths)):
+        if sum(map(tree_depth, lengths)) == tree_depth(math.prod(lengths)):
             for dim, along in windows.items():
                 x = self.window_max(x, dim, along)
             return x
@@ -349,11 +351,6 @@ class Emitter:
         boxes = [tuple(row) for row in index.tolist()]
         x = self.reshape(x, [*before, math.prod(sizes[d] for d in dims), *after])
         return self.reshape(self.window_max(x, dims[0], boxes), [*before, *(len(windows[d]) for d in dims), *after])
-
-
-def layers(n: int) -> int:
-    """ceil(log2 n): activation layers of the maximum of n numbers (Theorem 1)."""
-    return (n - 1).bit_length()
 
 
 def where(node: fx.Node | None) -> str:
