@@ -87,7 +87,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
     for path, part in module.named_modules():
         if part.training:
             raise SkipformError(f"{name}: {path or 'the module'} is in training mode; call .eval() first")
-    # Export takes a dimension of size 1 for a fixed one, so a single example is shown twice.
+    # Export takes a dimension of size 1 for a fixed one, so a single example is doubled.
     # One tensor given as two inputs would be captured as one input, so all are copied.
     given, inputs = inputs, tuple(torch.cat((x, x)) if len(x) == 1 else x.clone() for x in inputs)
     free = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
@@ -112,7 +112,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         written = ", ".join(mutated.values())
         raise SkipformError(f"{name}: forward writes to {written}; a network without memory is accepted")
     if signature.user_inputs_to_mutate:
-        # A ReLU in place on the input: what it leaves there is no output of the network, and comes before those.
+        # A ReLU in place on the input: the overwritten inputs come first in the output and are not part of the result.
         output = program.graph.output_node()
         output.args = (tuple(output.args[0][len(signature.user_inputs_to_mutate) :]),)
     users = tuple(spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT)
@@ -196,7 +196,7 @@ def _tensors(node: fx.Node) -> list[Tensor]:
 
 
 def _memory(node: fx.Node) -> set[int]:
-    """Of each tensor that the operation returns, the storage; they live as long as the graph."""
+    """The storages of the tensors that the operation returns, by address; they live as long as the graph."""
     return {x.untyped_storage()._cdata for x in _tensors(node) if x.layout == torch.strided}
 
 

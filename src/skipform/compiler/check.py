@@ -1,13 +1,13 @@
-"""The guard of the compiler: a rewritten network is compared with its original before anybody gets it.
+"""The guard of the compiler: a rewritten network is compared with its original before it is returned.
 
 Both are evaluated in float64, at several batch sizes, on random inputs and where ReLUs and maxima have their kinks.
-They sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the most that the models of
-torchvision and timm leave (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both graphs
-are evaluated operation by operation, and a difference counts if it is larger than what the original itself does when
-every intermediate result is perturbed.
+They sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the largest difference on the
+models of torchvision and timm (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both
+graphs are evaluated operation by operation, and a difference counts if it is larger than the change of the original's
+own result when every intermediate result is perturbed.
 
     deviation of a tensor = its largest change over WALKS evaluations, in which each result r of an operation becomes
-                            r + 2^-40 M g, with g standard normal and M the largest number that enters or leaves it
+                            r + 2^-40 M g, with g standard normal and M the largest of its arguments and results
     allowed               = 2^-3 of it: what perturbations of 2^-43 do, a thousand roundings of 2^-53 an operation
 """
 
@@ -23,7 +23,7 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, mutates
 from skipform.compiler.emit import where
 from skipform.errors import InternalError, SkipformError
 
-BATCHES = (("normal",), ("kinks", "wide"))  # one sample, where broadcasting hides; two, which a wrong rule may mix
+BATCHES = (("normal",), ("kinks", "wide"))  # one sample, which broadcasting may hide, and two, which may be mixed
 AGREEMENT = 1e-12  # of two float64 evaluations, relative to the largest entry of a sample's output
 PERTURBATION = 2.0**-40
 WALKS = 4
@@ -35,7 +35,7 @@ def samples(
     kinds: Sequence[str] = ("normal", "kinks", "wide"),
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, ...]:
-    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; a sample of each kind:
+    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; one sample of a kind:
 
     normal    standard normal entries
     kinks     -1, 0 and 1 alike often, so that zeros and ties are everywhere
@@ -79,7 +79,7 @@ def check(
         ours = Evaluation(graph.graph, points, graph).values
         pairs = ((node, ours[new]) for node, new in written.items() if isinstance(new, fx.Node) and new in ours)
         first_difference(((where(node), node, value) for node, value in pairs), original, allowed)
-        # Every operation is right, so the captured graph is what differs from the module, or all of it is rounding.
+        # Every operation is right, so either the captured graph differs from the module or all of this is rounding.
         for node, theirs, value in zip(output_nodes(captured.graph), expected, given, strict=True):
             slack = coarseness * allowed.get(node, torch.zeros(1))
             if not agree(theirs, value, batch_dim(node), AGREEMENT * coarseness, slack):
@@ -152,8 +152,9 @@ def output_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _original(module: nn.Module, points: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[list[Tensor], float]:
-    """The module's outputs at points, its weights promoted to float64; and 1. Of a module that cannot be promoted, for
-    its forward makes tensors of its own dtype: the outputs in that dtype, and how much coarser it rounds."""
+    """The module's outputs at points, its weights promoted to float64; and 1. For a module that cannot be promoted,
+    because its forward makes tensors of its own dtype: the outputs in that dtype, and the ratio of its epsilon to that
+    of float64."""
     state = (*module.named_parameters(), *module.named_buffers())
     weights = {name: tensor.double() for name, tensor in state if tensor.is_floating_point()}
     try:
@@ -171,7 +172,7 @@ def _original(module: nn.Module, points: tuple[Tensor, ...], dtype: torch.dtype)
 
 
 def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:
-    """What the placeholders of the captured graph stand for."""
+    """The values of the placeholders of the captured graph."""
     given = dict(zip(captured.inputs, points, strict=True)) | captured.constants
     values = [given[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
     return [value.double().clone() if value.is_floating_point() else value for value in values]
@@ -201,7 +202,7 @@ class Evaluation(fx.Interpreter):
         self.run(*(x.clone() for x in arguments))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A cast to the module's own dtype is one to float64 here; what asserts that dtype is passed over."""
+        """A cast to the module's own dtype is one to float64 here; an assertion of that dtype is skipped."""
         if target is torch.ops.aten._assert_tensor_metadata.default:
             return None
         args, kwargs = fx.node.map_aggregate(

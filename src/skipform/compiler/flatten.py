@@ -1,8 +1,8 @@
 """A rewritten model as a canonical network: explicit sparse affine maps A_0, ..., A_{L-1}, R.
 
 Every tensor of the rewritten graph is an affine function of the state (x; all earlier ReLUs). The graph is walked once
-and each tensor is held as that function, a sparse matrix with one row for each of its entries; a ReLU closes its rows
-into its layer and opens as many new coordinates. A ReLU stands in the earliest layer it can (one after the last ReLU
+and every tensor is stored as that function, a sparse matrix with one row for each of its entries; a ReLU adds its rows
+to its layer and opens as many new coordinates. A ReLU stands in the earliest layer it can (one after the last ReLU
 its tensor depends on), so the depth L is the longest chain of ReLUs.
 
 d entries of the input, m rows (entries of a tensor), N coordinates of the final state.
@@ -109,7 +109,7 @@ def structure(graph: fx.GraphModule) -> Structure:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of the tensor for a single sample, the batch dimension kept."""
+    """The shape of the tensor for a batch of one sample."""
     shape = list(node.meta["val"].shape)
     if "batch_dim" in node.meta:
         shape[node.meta["batch_dim"]] //= BATCH
@@ -152,7 +152,7 @@ def _weight_rows(node: Any, weight: Tensor) -> int:
 def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
     """The canonical network of a piecewise linear torch module in eval mode, in float64.
 
-    example_inputs as for `rewrite`; several inputs (and outputs) are flattened and laid end to end, and then the
+    example_inputs as for `rewrite`; several inputs (and outputs) are flattened and concatenated, and then the
     network is over flat vectors. The matrices of a convolution have one row for each pixel, so this is for small
     images: a network whose matrices would take more than `memory` bytes is refused before any is built.
 
@@ -381,17 +381,17 @@ def convolution_matrix(
         inside = (inside[:, None, :, None] & valid[None, :, None, :]).reshape(size)
     w = weight.numpy().reshape(groups, -1, 1, channels // groups, pixel.shape[1])  # g o 1 c q
     column = np.arange(channels).reshape(groups, 1, 1, -1, 1) * math.prod(spatial) + pixel[:, None, :]  # g 1 p c q
-    kept = (w != 0) & inside[:, None, :]  # g o p c q
-    data = np.broadcast_to(w, kept.shape)[kept]
-    indices = np.broadcast_to(column, kept.shape)[kept]
-    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=(3, 4)).ravel())])
+    nonzero = (w != 0) & inside[:, None, :]  # g o p c q
+    data = np.broadcast_to(w, nonzero.shape)[nonzero]
+    indices = np.broadcast_to(column, nonzero.shape)[nonzero]
+    indptr = np.concatenate([[0], np.cumsum(nonzero.sum(axis=(3, 4)).ravel())])
     return sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, channels * math.prod(spatial)))
 
 
 def _probed(
     target: Callable[..., Tensor], arguments: Sequence[Any], how: dict[str, Any], node: fx.Node, source: fx.Node
 ) -> tuple[sparse.csr_array, np.ndarray]:
-    """Any other affine operation, from its values on the unit vectors, shown to it as a batch."""
+    """Any other affine operation, from its values on the unit vectors, passed as a batch."""
     shape, batch, after = _shape(source), source.meta["batch_dim"], node.meta["batch_dim"]
     count = math.prod(shape)
 
