@@ -35,7 +35,7 @@ def samples(
     kinds: Sequence[str] = ("normal", "kinks", "wide"),
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, ...]:
-    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; one sample of a kind:
+    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; one sample per kind:
 
     normal    standard normal entries
     kinks     -1, 0 and 1 alike often, so that zeros and ties are everywhere
@@ -48,7 +48,7 @@ def samples(
         exponent = 6 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 3
         for k, kind in enumerate(kinds):
             if kind == "kinks":
-                x[k] = x[k].sign() * (x[k].abs() > 0.43)  # which one normal number in three is not
+                x[k] = x[k].sign() * (x[k].abs() > 0.43)  # one normal number in three is smaller
             elif kind == "wide":
                 x[k] *= 10 ** exponent[k]
         inputs.append(x.to(dtype).double())
@@ -113,7 +113,7 @@ def agree(
 
 
 def apart(expected: Tensor, given: Tensor, batch_dim: int | None) -> tuple[Tensor, Tensor]:
-    """By how much two tensors differ at most, and the largest entry of the first; one number a sample. Infinities and
+    """The largest difference of two tensors and the largest entry of the first, one number per sample. Infinities and
     NaN are equal to themselves, and infinitely far from everything else."""
     if expected.shape != given.shape:
         return torch.tensor([torch.inf]), torch.tensor([1.0])
@@ -181,7 +181,7 @@ def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:
 def deviations(
     graph: fx.Graph, arguments: Sequence[Tensor], original: dict[fx.Node, Tensor], root: nn.Module | None = None
 ) -> dict[fx.Node, Tensor]:
-    """How far rounding may take each node's value from the original one, one number a sample (see above)."""
+    """The largest difference that rounding may cause at every node, one number per sample (see above)."""
     largest: dict[fx.Node, Tensor] = {}
     for seed in range(WALKS):
         for node, value in Evaluation(graph, arguments, root, seed).values.items():

@@ -43,7 +43,7 @@ class Emitter:
         self.root = nn.Module()
         self.device, self.keep_add, self.dtype = device, keep_add, dtype  # dtype: of the inputs
         self.source: Any = None  # fx.Node: the operation of the original that is being rewritten
-        self.place = ""  # where that operation is in the source code of the original
+        self.place = ""  # its name, module, source line and shape, as `where` describes them
         self.readers: dict[fx.Node, int] = {}  # how many operations of the original read this result
         self._written: dict[Any, fx.Node] = {}
         self._constants: dict[Any, list[fx.Node]] = {}  # by dtype, shape and first entries
@@ -197,7 +197,7 @@ class Emitter:
         return self.emit((TRANSPOSED if transposed else CONVOLUTIONS)[rank], x, weight, bias, **how)
 
     def scale(self, x: fx.Node, s: Tensor | float, t: Tensor | float) -> fx.Node:
-        """s * x + t with s and t broadcast against x (which has its full size already)."""
+        """s * x + t with s and t broadcast to the size of x."""
         s, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (s, t))
         if bool((s == 1).all()) and not bool(t.any()):
             return x

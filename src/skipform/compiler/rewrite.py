@@ -34,7 +34,7 @@ def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, c
 
     The count of the original's operations by name is in meta["original_operations"] of the result.
     Every node that depends on the input has node.meta["batch_dim"], node.meta["val"], a tensor on the meta device, and
-    node.meta["place"], where the operation that it was written for stands.
+    node.meta["place"], which describes the operation of the original that it computes.
     Raises UnsupportedOperation for an operation that has no rule or is not piecewise linear, SkipformError for a module
     in training mode, inputs it does not take, control flow on data, InternalError if the result failed its check.
     """
