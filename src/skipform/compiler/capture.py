@@ -28,7 +28,7 @@ CAPTURE_FAILURES = (
 )
 
 
-BATCHES = 1024  # the largest batch for which a branch on the batch size is looked for
+BATCHES = 1024  # a branch on the batch size is detected up to this batch size
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def in_dtype_of(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, 
 
 
 def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], bool]) -> Captured:
-    """Export `module` at the shapes of the example inputs, the first dimension of each left free. An operation that is
-    not `supported` is decomposed where torch knows how.
+    """Export `module` at the shapes of the example inputs, the first dimension of all inputs left free. An operation
+    that is not `supported` is decomposed where torch has a decomposition.
 
     Raises SkipformError for a module in training mode, inputs that it does not take, control flow on data, or a
     forward that fixes the batch size.
@@ -87,7 +87,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
     for path, part in module.named_modules():
         if part.training:
             raise SkipformError(f"{name}: {path or 'the module'} is in training mode; call .eval() first")
-    # Export takes a dimension of size 1 for a fixed one, so a single example is shown twice.
+    # Export takes a dimension of size 1 for a fixed one, so a single example is doubled.
     # One tensor given as two inputs would be captured as one input, so all are copied.
     given, inputs = inputs, tuple(torch.cat((x, x)) if len(x) == 1 else x.clone() for x in inputs)
     free = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs)
@@ -105,14 +105,14 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         raise SkipformError(_explain(name, given, error)) from error
     _same_for_every_batch(name, program.graph)
     signature = program.graph_signature
-    held = {**program.state_dict, **program.constants}
-    constants = {spec.arg.name: held[spec.target] for spec in signature.input_specs if spec.target is not None}
+    tensors = {**program.state_dict, **program.constants}
+    constants = {spec.arg.name: tensors[spec.target] for spec in signature.input_specs if spec.target is not None}
     mutated = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
     if mutated:
         written = ", ".join(mutated.values())
         raise SkipformError(f"{name}: forward writes to {written}; a network without memory is accepted")
     if signature.user_inputs_to_mutate:
-        # A ReLU in place on the input: what it leaves there is no output of the network, and comes before those.
+        # A ReLU in place on the input: the overwritten inputs come first in the output and are not part of the result.
         output = program.graph.output_node()
         output.args = (tuple(output.args[0][len(signature.user_inputs_to_mutate) :]),)
     users = tuple(spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT)
@@ -126,17 +126,17 @@ def _decomposed(program: ExportedProgram, supported: Callable[[Any], bool]) -> E
         for n in program.graph.nodes
         if isinstance(n.target, OpOverload) and isinstance(n.meta.get("val"), (Tensor, tuple, list))
     ]
-    wanting = {n.target for n in computing if not supported(n.target)}
-    if not wanting:
+    without_rule = {n.target for n in computing if not supported(n.target)}
+    if not without_rule:
         return program
     known = torch.export.default_decompositions()
-    table = {target: known[target] for target in wanting if target in known}
+    table = {target: known[target] for target in without_rule if target in known}
     return program.run_decompositions(table) if table else program
 
 
 def _same_for_every_batch(name: str, graph: fx.Graph) -> None:
-    """Raise SkipformError if the export took a branch that some batch of up to BATCHES samples would not take. What
-    export itself assumes without a record, that there are two samples or more, is left to the check."""
+    """Raise SkipformError if the export took a branch that some batch of up to BATCHES samples would not take. The
+    export records no guard for its assumption of at least two samples: the check covers that."""
     sizes: list[Any] = [
         d for node in graph.nodes for x in _tensors(node) for d in x.shape if isinstance(d, torch.SymInt)
     ]
@@ -145,14 +145,14 @@ def _same_for_every_batch(name: str, graph: fx.Graph) -> None:
         for batch in range(1, BATCHES + 1):
             if not guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, batch)):
                 raise SkipformError(
-                    f"{name}: forward branches on the batch size (a batch of {batch} takes another way than the"
+                    f"{name}: forward branches on the batch size (a batch of {batch} takes another branch than the"
                     " example); one that works for every batch size is accepted"
                 )
 
 
 def _plain(graph: fx.Graph) -> bool:
     """Whether every operation can be read as a function: no submodules, and in-place operations only on fresh results
-    that nothing else views. Otherwise export's own functionalisation is asked, which costs as much as the export."""
+    that nothing else views. Otherwise export's own functionalisation is needed, which takes as long as the export."""
     sharing: dict[int, list[fx.Node]] = {}  # the operations whose results lie in the same memory
     for node in graph.nodes:
         if node.op == "get_attr":
@@ -196,7 +196,7 @@ def _tensors(node: fx.Node) -> list[Tensor]:
 
 
 def _memory(node: fx.Node) -> set[int]:
-    """Of each tensor that the operation returns, the storage; they live as long as the graph."""
+    """The storages of the tensors that the operation returns, by address; they live as long as the graph."""
     return {x.untyped_storage()._cdata for x in _tensors(node) if x.layout == torch.strided}
 
 

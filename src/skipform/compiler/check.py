@@ -1,13 +1,13 @@
-"""The guard of the compiler: a rewritten network is compared with its original before anybody gets it.
+"""The guard of the compiler: a rewritten network is compared with its original before it is returned.
 
 Both are evaluated in float64, at several batch sizes, on random inputs and where ReLUs and maxima have their kinks.
-They sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the most that the models of
-torchvision and timm leave (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both graphs
-are evaluated operation by operation, and a difference counts if it is larger than what the original itself does when
-every intermediate result is perturbed.
+They sum in different orders, so they differ by rounding: AGREEMENT is a hundred times the largest difference on the
+models of torchvision and timm (8.7e-15). Where two outputs differ by more, cancellation may be the reason. Then both
+graphs are evaluated operation by operation, and a difference counts if it is larger than the change of the original's
+own result when every intermediate result is perturbed.
 
     deviation of a tensor = its largest change over WALKS evaluations, in which each result r of an operation becomes
-                            r + 2^-40 M g, with g standard normal and M the largest number that enters or leaves it
+                            r + 2^-40 M g, with g standard normal and M the largest of its arguments and results
     allowed               = 2^-3 of it: what perturbations of 2^-43 do, a thousand roundings of 2^-53 an operation
 """
 
@@ -24,7 +24,7 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, mutates
 from skipform.compiler.emit import where
 from skipform.errors import InternalError, SkipformError
 
-BATCHES = (("normal",), ("kinks", "wide"))  # one sample, where broadcasting hides; two, which a wrong rule may mix
+BATCHES = (("normal",), ("kinks", "wide"))  # one sample, which broadcasting may hide, and two, which may be mixed
 AGREEMENT = 1e-12  # of two float64 evaluations, relative to the largest entry of a sample's output
 PERTURBATION = 2.0**-40
 WALKS = 4
@@ -36,7 +36,7 @@ def samples(
     kinds: Sequence[str] = ("normal", "kinks", "wide"),
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, ...]:
-    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; a sample of each kind:
+    """Inputs (b, *shape) in float64 whose entries `dtype` holds exactly, the same at every call; one sample per kind:
 
     normal    standard normal entries
     kinks     -1, 0 and 1 alike often, so that zeros and ties are everywhere
@@ -49,7 +49,7 @@ def samples(
         exponent = 6 * torch.rand(x.shape, generator=generator, dtype=torch.float64) - 3
         for k, kind in enumerate(kinds):
             if kind == "kinks":
-                x[k] = x[k].sign() * (x[k].abs() > 0.43)  # which one normal number in three is not
+                x[k] = x[k].sign() * (x[k].abs() > 0.43)  # one normal number in three is smaller
             elif kind == "wide":
                 x[k] *= 10 ** exponent[k]
         inputs.append(x.to(dtype).double())
@@ -131,7 +131,7 @@ def agree(
 
 
 def apart(expected: Tensor, given: Tensor, batch_dim: int | None) -> tuple[Tensor, Tensor]:
-    """By how much two tensors differ at most, and the largest entry of the first; one number a sample. Infinities and
+    """The largest difference of two tensors and the largest entry of the first, one number per sample. Infinities and
     NaN are equal to themselves, and infinitely far from everything else."""
     if expected.shape != given.shape:
         return torch.tensor([torch.inf]), torch.tensor([1.0])
@@ -193,7 +193,7 @@ def _at_own_precision(module: nn.Module, points: tuple[Tensor, ...], dtype: torc
 
 
 def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:
-    """What the placeholders of the captured graph stand for."""
+    """The values of the placeholders of the captured graph."""
     given = dict(zip(captured.inputs, points, strict=True)) | captured.constants
     values = [given[node.name] for node in captured.graph.nodes if node.op == "placeholder"]
     return [value.double().clone() if value.is_floating_point() else value for value in values]
@@ -202,7 +202,7 @@ def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:
 def deviations(
     graph: fx.Graph, arguments: Sequence[Tensor], original: dict[fx.Node, Tensor], root: nn.Module | None = None
 ) -> dict[fx.Node, Tensor]:
-    """How far rounding may take each node's value from the original one, one number a sample (see above)."""
+    """The largest difference that rounding may cause at every node, one number per sample (see above)."""
     largest: dict[fx.Node, Tensor] = {}
     for seed in range(WALKS):
         for node, value in Evaluation(graph, arguments, root, seed).values.items():
@@ -223,7 +223,7 @@ class Evaluation(fx.Interpreter):
         self.run(*(x.clone() for x in arguments))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A cast to the module's own dtype is one to float64 here; what asserts that dtype is passed over."""
+        """A cast to the module's own dtype is one to float64 here; an assertion of that dtype is skipped."""
         if target is torch.ops.aten._assert_tensor_metadata.default:
             return None
         args, kwargs = fx.node.map_aggregate(

@@ -1,12 +1,13 @@
-"""The rewritten graph while it is written: its whole vocabulary, and the few sentences that all rules are made of.
+"""The rewritten graph under construction: the operations that it may contain, and the steps that all rules consist of.
 
-Vocabulary (every one a `call_function`): convolutions, `linear` and `matmul` with constant weights, `torch.relu`,
-`torch.cat`, and what only moves entries about: reshape, unsqueeze, permute, slices, index_select, expand, zero padding.
+Operations (`call_function` nodes): convolutions, `linear` and `matmul` with constant weights, `torch.relu`,
+`torch.cat`, and operations that only move entries: reshape, unsqueeze, permute, slices, index_select, expand, zero
+padding.
 
-Sentences:   scale      s * x + t entry by entry: a depthwise convolution, or folded into the affine map before it
-             combine    sum of c_i x_i: a concatenation, then the fixed map (c_1 I  c_2 I  ...)      (Proposition 1)
-             maximum    max(x, y) = relu(x - y) + y                                                   (Theorem 1)
-             window_max a tree of them, of depth ceil(log2 n), over windows that may overlap
+Steps:   scale      s * x + t entry by entry: a depthwise convolution, or folded into the affine map before it
+         combine    sum of c_i x_i: a concatenation, then the fixed map (c_1 I  c_2 I  ...)      (Proposition 1)
+         maximum    max(x, y) = relu(x - y) + y                                                   (Theorem 1)
+         window_max a tree of maxima, of depth ceil(log2 n), over windows that may overlap
 
 b batch; every tensor that depends on the input has the batch in one dimension, `node.meta["batch_dim"]`, written -1 in
 the sizes below. `node.meta["val"]` is the tensor on the meta device, for a batch of BATCH.
@@ -23,35 +24,36 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from skipform.errors import SkipformError
+from skipform.theory.trees import Window, half_tree, tree_depth
 
-BATCH, OTHER_BATCH = 2, 3  # two batch sizes tell which dimension is the batch
+BATCH, OTHER_BATCH = 2, 3  # the batch is the dimension in which shapes for these two batch sizes differ
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class UnsupportedOperation(SkipformError):
-    """An operation that has no rule, or that is not piecewise linear: one line with what, where, on which shape."""
+    """An operation without a rule, or one that is not piecewise linear. One line names it, its place and its shape."""
 
 
 class Emitter:
-    """A graph under construction, in float64. Equal calls are written once; constants become buffers."""
+    """A graph under construction, in float64. Equal calls become one node; constants become buffers."""
 
     def __init__(self, device: torch.device, *, keep_add: bool, dtype: torch.dtype = torch.float64):
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.device, self.keep_add, self.dtype = device, keep_add, dtype  # dtype: of the inputs
-        self.source: Any = None  # fx.Node, the operation that is being rewritten
-        self.place = ""  # and where it stands in the original
+        self.source: Any = None  # fx.Node: the operation of the original that is being rewritten
+        self.place = ""  # its name, module, source line and shape, as `where` describes them
         self.readers: dict[fx.Node, int] = {}  # how many operations of the original read this result
         self._written: dict[Any, fx.Node] = {}
         self._constants: dict[Any, list[fx.Node]] = {}  # by dtype, shape and first entries
         self._numbers = itertools.count()
 
-    # -- words ---------------------------------------------------------------------------------------------------
+    # -- nodes ---------------------------------------------------------------------------------------------------
 
     @property
     def first_input(self) -> fx.Node:
-        """Any activation, for a constant to be hung on (`spread`)."""
+        """Any activation: `spread` needs one for its map 0 x + value."""
         return next(node for node in self.graph.nodes if node.op == "placeholder")
 
     def input(self, name: str, x: Tensor) -> fx.Node:
@@ -63,8 +65,8 @@ class Emitter:
         return node
 
     def constant(self, value: Tensor) -> fx.Node:
-        """A buffer of the rewritten module: numbers in float64, or indices. Constants are told apart by their content,
-        never by identity, and copied: what later happens to the original's weights does not reach the rewritten module.
+        """A buffer of the rewritten module: numbers in float64, or indices. Two constants with equal entries share
+        one buffer. It is a copy, so a later change of the original's weights does not change the rewritten module.
         """
         value = value.detach().to(self.device).contiguous()
         if value.is_floating_point():
@@ -93,10 +95,10 @@ class Emitter:
             for name in ("val", "probe"):
                 a, k = fx.node.map_arg((args, kwargs), lambda n: n.meta[name])  # noqa: B023
                 node.meta[name] = target(*a, **k)
-            moving = _moving(node.meta["val"].shape, node.meta["probe"].shape)
-            if len(moving) != 1:
+            varying = _varying_dims(node.meta["val"].shape, node.meta["probe"].shape)
+            if len(varying) != 1:
                 raise self.unsupported("mixes the samples of the batch")
-            node.meta["batch_dim"] = moving[0]
+            node.meta["batch_dim"] = varying[0]
             self._written[key] = node
         return self._written[key]
 
@@ -150,7 +152,8 @@ class Emitter:
         return self.emit(operator.getitem, x, (*(slice(None),) * dim, slice(start, stop, step)))
 
     def take(self, x: fx.Node, dim: int, indices: Sequence[int]) -> fx.Node:
-        """x at the given indices along dim: slices where they run evenly, one index_select where they do not."""
+        """x at the given indices along dim: slices if the indices form at most three arithmetic progressions, else an
+        index_select."""
         runs = _runs(indices)
         if len(runs) > 3:
             self.not_batch(x, dim)
@@ -194,7 +197,7 @@ class Emitter:
         return self.emit((TRANSPOSED if transposed else CONVOLUTIONS)[rank], x, weight, bias, **how)
 
     def scale(self, x: fx.Node, s: Tensor | float, t: Tensor | float) -> fx.Node:
-        """s * x + t with s and t broadcast against x (which has its full size already)."""
+        """s * x + t with s and t broadcast to the size of x."""
         s, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (s, t))
         if bool((s == 1).all()) and not bool(t.any()):
             return x
@@ -221,8 +224,8 @@ class Emitter:
         return self.reshape(y, sizes)
 
     def _fold(self, x: Any, s: Tensor, t: Tensor) -> fx.Node | None:
-        """s * (W x + b) + t = (s W) x + (s b + t), when the map before is read by nothing else and s, t vary only along
-        its output channels."""
+        """s * (W x + b) + t = (s W) x + (s b + t), if no other operation reads W x + b and s, t vary only along the
+        output channels. None if that does not hold."""
         transposed = x.target in TRANSPOSED.values()
         convolution = transposed or x.target in CONVOLUTIONS.values()
         if not (convolution or x.target is F.linear) or x.users or self.readers.get(x, 0) > 1:
@@ -247,7 +250,7 @@ class Emitter:
 
     def _underflows(self, product: Tensor, weight: Tensor) -> bool:
         """Whether the largest entry of an output channel is a normal number in `weight`, but no longer in the product,
-        in the dtype of the inputs: a later operation may be there to make it large again."""
+        in the dtype of the inputs: a later operation may make it large again."""
         tiny = torch.finfo(self.dtype).tiny
         after, before = (v.abs().flatten(1).amax(1) if v.numel() else v.flatten() for v in (product, weight))
         return bool(((after < tiny) & (after > 0) & (before >= tiny)).any())
@@ -258,7 +261,8 @@ class Emitter:
     def combine(self, xs: Sequence[fx.Node], coefficients: Sequence[float], *, merge: bool = True) -> fx.Node:
         """sum of coefficients[i] * xs[i], tensors of one size: cat, then the fixed map (c_1 I  c_2 I  ...).
 
-        A sum that nothing else reads is taken apart again, so that a + b + c is one concatenation (`merge`).
+        With `merge`, a term that is itself a sum and that no other operation reads is replaced by its terms, so that
+        a + b + c is one concatenation.
         """
         terms = [(x, float(c)) for x, c in zip(xs, coefficients, strict=True)]
         if not all(math.isfinite(c) for _, c in terms):
@@ -283,7 +287,7 @@ class Emitter:
         return y
 
     def _terms(self, x: fx.Node, c: float) -> list[tuple[fx.Node, float]]:
-        """c x as a sum of multiples of its terms, unless something else reads x or a coefficient would underflow."""
+        """c x as a sum of multiples of its terms, unless another operation reads x or a coefficient would underflow."""
         terms = [(y, c * d) for y, d in x.meta.get("terms", ())]
         if not terms or x.users or self.readers.get(x, 0) > 1:
             return [(x, c)]
@@ -311,30 +315,31 @@ class Emitter:
         gap = self.relu(self.combine([x, y], [1, -1], merge=False))
         return self.combine([gap, y], [1, 1], merge=False)
 
-    def window_max(self, x: fx.Node, dim: int, windows: Sequence[tuple[int, ...]]) -> fx.Node:
-        """Along dim, the maximum over each window of indices; all windows have n indices, repetitions allowed.
+    def window_max(self, x: fx.Node, dim: int, windows: Sequence[Window]) -> fx.Node:
+        """Along dim, the maximum over each window of indices, by the tree `half_tree`; all windows have n indices,
+        which may repeat. Every layer of the tree is one `maximum`, so the depth is ceil(log2 n)."""
+        tree = half_tree(windows)
+        if not tree:
+            return self.take(x, dim, [i for (i,) in windows])
+        first = sorted({part for parts in tree[0].values() if len(parts) == 2 for part in parts})
+        level, place = self.take(x, dim, [i for (i,) in first]), {window: i for i, window in enumerate(first)}
+        for k, layer in enumerate(tree):
+            # The windows that a layer carries unchanged are single indices: the next layer reads them from x.
+            made = windows if k == len(tree) - 1 else [window for window, parts in layer.items() if len(parts) == 2]
+            left, right = ([layer[window][side] for window in made] for side in (0, 1))
+            a = self.take(level, dim, [place[window] for window in left])
+            if right[0] in place:
+                b = self.take(level, dim, [place[window] for window in right])
+            else:
+                b = self.take(x, dim, [i for (i,) in right])
+            level, place = self.maximum(a, b), {window: i for i, window in enumerate(made)}
+        return level
 
-        A tree of depth ceil(log2 n): a window is the union of its first and last ceil(n / 2) indices. Halves that
-        several windows have in common are computed once.
-        """
-        n = len(windows[0])
-        if n == 1:
-            return self.take(x, dim, [w[0] for w in windows])
-        half = (n + 1) // 2
-        first, last = [w[:half] for w in windows], [w[n - half :] for w in windows]
-        halves = sorted({*first, *last})
-        if n == 3 and len(halves) > 1.5 * len(windows):  # little in common: the third index alone costs nothing
-            a, b = self.window_max(x, dim, first), self.take(x, dim, [w[2] for w in windows])
-        else:
-            level, place = self.window_max(x, dim, halves), {w: i for i, w in enumerate(halves)}
-            a, b = (self.take(level, dim, [place[w] for w in side]) for side in (first, last))
-        return self.maximum(a, b)
-
-    def box_max(self, x: fx.Node, windows: dict[int, list[tuple[int, ...]]]) -> fx.Node:
-        """The maximum over boxes: windows[dim] as in window_max, dims adjacent. One dimension after the other where
-        that keeps the depth ceil(log2 n), n the entries of a box; else over the dimensions taken as one."""
+    def box_max(self, x: fx.Node, windows: dict[int, list[Window]]) -> fx.Node:
+        """The maximum over boxes: windows[dim] as in window_max, dims adjacent. One dimension after the other if
+        that has the depth ceil(log2 n), n the entries of a box; else the dimensions are merged into one."""
         lengths = [len(w[0]) for w in windows.values()]
-        if sum(map(layers, lengths)) == layers(math.prod(lengths)):
+        if sum(map(tree_depth, lengths)) == tree_depth(math.prod(lengths)):
             for dim, along in windows.items():
                 x = self.window_max(x, dim, along)
             return x
@@ -349,11 +354,6 @@ class Emitter:
         boxes = [tuple(row) for row in index.tolist()]
         x = self.reshape(x, [*before, math.prod(sizes[d] for d in dims), *after])
         return self.reshape(self.window_max(x, dims[0], boxes), [*before, *(len(windows[d]) for d in dims), *after])
-
-
-def layers(n: int) -> int:
-    """ceil(log2 n): activation layers of the maximum of n numbers (Theorem 1)."""
-    return (n - 1).bit_length()
 
 
 def where(node: fx.Node | None) -> str:
@@ -386,7 +386,8 @@ def _line(trace: str) -> str:
     return f"{file.strip(chr(34)).rsplit('/', 1)[-1]}:{line.removeprefix('line ')}"
 
 
-def _moving(one: Sequence[int], other: Sequence[int]) -> list[int]:
+def _varying_dims(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """The dimensions in which two shapes differ."""
     return [d for d, (m, n) in enumerate(zip(one, other, strict=True)) if m != n]
 
 
@@ -401,7 +402,7 @@ def _runs(indices: Sequence[int]) -> list[tuple[int, int, int]]:
         step = indices[j] - indices[i] if j < len(indices) and indices[j] > indices[i] else 1
         while j < len(indices) and indices[j] - indices[j - 1] == step:
             j += 1
-        if j - i == 2 and step > 1:  # two indices are no rhythm; let the second begin a run of its own
+        if j - i == 2 and step > 1:  # two indices with a gap are no slice: the second one may begin a longer run
             j, step = i + 1, 1
         runs.append((indices[i], indices[j - 1] + 1, step))
         i = j

@@ -1,8 +1,8 @@
 """A rewritten model as a canonical network: explicit sparse affine maps A_0, ..., A_{L-1}, R.
 
 Every tensor of the rewritten graph is an affine function of the state (x; all earlier ReLUs). The graph is walked once
-and each tensor is held as that function, a sparse matrix with one row for each of its entries; a ReLU closes its rows
-into its layer and opens as many new coordinates. A ReLU stands in the earliest layer it can (one after the last ReLU
+and every tensor is stored as that function, a sparse matrix with one row for each of its entries; a ReLU adds its rows
+to its layer and opens as many new coordinates. A ReLU stands in the earliest layer it can (one after the last ReLU
 its tensor depends on), so the depth L is the longest chain of ReLUs.
 
 d entries of the input, m rows (entries of a tensor), N coordinates of the final state.
@@ -78,17 +78,17 @@ def structure(graph: fx.GraphModule) -> Structure:
     levels: dict[fx.Node, int] = {}  # ReLU layers below the tensor
     reads: dict[fx.Node, frozenset[fx.Node]] = {}  # the inputs and ReLUs that the tensor is an affine function of
     entries: dict[fx.Node, float] = {}
-    born: dict[fx.Node, int] = {}  # the k of the first z_k that holds the coordinates
-    read: dict[fx.Node, int] = {}  # the last layer that reads them
+    first: dict[fx.Node, int] = {}  # the k of the first z_k that holds the coordinates
+    last: dict[fx.Node, int] = {}  # the last layer that reads them
     stored, largest = 0.0, 0.0
     for node in graph.graph.nodes:
         sources = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
         if node.op == "placeholder" or node.target is torch.relu:
             layer = levels[sources[0]] if sources else -1
             for base in reads[sources[0]] if sources else ():
-                read[base] = max(read.get(base, 0), layer)
+                last[base] = max(last.get(base, 0), layer)
             stored += entries[sources[0]] if sources else 0
-            levels[node] = born[node] = layer + 1
+            levels[node] = first[node] = layer + 1
             reads[node], entries[node] = frozenset([node]), _rows(node)
         elif sources:
             levels[node] = max(levels[n] for n in sources)
@@ -96,20 +96,20 @@ def structure(graph: fx.GraphModule) -> Structure:
             entries[node] = _entries(graph, node, sources, entries, sum(map(_rows, reads[node])))
             if node.op != "output":
                 largest = max(largest, entries[node])
-    depth = max(born.values(), default=0)
+    depth = max(first.values(), default=0)
     output = next(n for n in reversed(graph.graph.nodes) if n.op == "output")
     for base in reads.get(output, ()):
-        read[base] = depth
+        last[base] = depth
     stored += sum(entries[n] for n in output.all_input_nodes if n in entries)
-    relus = [node for node in born if node.op != "placeholder"]
-    widths = tuple(sum(_rows(n) for n in relus if born[n] == k) for k in range(1, depth + 1))
-    carried = tuple(sum(_rows(n) for n in born if born[n] <= k <= read.get(n, -1)) for k in range(depth + 1))
+    relus = [node for node in first if node.op != "placeholder"]
+    widths = tuple(sum(_rows(n) for n in relus if first[n] == k) for k in range(1, depth + 1))
+    carried = tuple(sum(_rows(n) for n in first if first[n] <= k <= last.get(n, -1)) for k in range(depth + 1))
     names = Counter(getattr(n.target, "__name__", str(n.target)) for n in graph.graph.nodes if n.op == "call_function")
     return Structure(depth, widths, sum(widths), carried, dict(names), int(stored), int(largest))
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """The shape of the tensor for a single sample, the batch dimension kept."""
+    """The shape of the tensor for a batch of one sample."""
     shape = list(node.meta["val"].shape)
     if "batch_dim" in node.meta:
         shape[node.meta["batch_dim"]] //= BATCH
@@ -152,7 +152,7 @@ def _weight_rows(node: Any, weight: Tensor) -> int:
 def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
     """The canonical network of a piecewise linear torch module in eval mode, in float64.
 
-    example_inputs as for `rewrite`; several inputs (and outputs) are flattened and laid end to end, and then the
+    example_inputs as for `rewrite`; several inputs (and outputs) are flattened and concatenated, and then the
     network is over flat vectors. The matrices of a convolution have one row for each pixel, so this is for small
     images: a network whose matrices would take more than `memory` bytes is refused before any is built.
 
@@ -224,7 +224,7 @@ class _Flattening:
         last = {n: node for node in self.graph.graph.nodes for n in node.all_input_nodes}
         for node in self.graph.graph.nodes:
             if node.op == "get_attr":
-                constant = _constant(self.graph, node).double().numpy()  # an output may be of whole numbers
+                constant = _constant(self.graph, node).double().numpy()  # an output may be a tensor of integers
                 values[node] = self._zero(constant.size), constant.ravel()
                 yield node, *values[node]
             elif node.op != "output":
@@ -265,7 +265,7 @@ class _Flattening:
         return sparse.csr_array((rows, self.columns))
 
     def _moved(self, node: Any, sources: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Any:
-        """The rows of the result among the rows of the sources: the operation, done on row numbers. 0 is no row."""
+        """The rows of the result among those of the sources: the operation on row numbers from 1, 0 for zeros."""
         starts = np.cumsum([1, *map(_rows, sources)])
         numbers = {
             n: torch.arange(start, start + _rows(n)).reshape(_shape(n))
@@ -381,17 +381,17 @@ def convolution_matrix(
         inside = (inside[:, None, :, None] & valid[None, :, None, :]).reshape(size)
     w = weight.numpy().reshape(groups, -1, 1, channels // groups, pixel.shape[1])  # g o 1 c q
     column = np.arange(channels).reshape(groups, 1, 1, -1, 1) * math.prod(spatial) + pixel[:, None, :]  # g 1 p c q
-    kept = (w != 0) & inside[:, None, :]  # g o p c q
-    data = np.broadcast_to(w, kept.shape)[kept]
-    indices = np.broadcast_to(column, kept.shape)[kept]
-    indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=(3, 4)).ravel())])
+    nonzero = (w != 0) & inside[:, None, :]  # g o p c q
+    data = np.broadcast_to(w, nonzero.shape)[nonzero]
+    indices = np.broadcast_to(column, nonzero.shape)[nonzero]
+    indptr = np.concatenate([[0], np.cumsum(nonzero.sum(axis=(3, 4)).ravel())])
     return sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, channels * math.prod(spatial)))
 
 
 def _probed(
     target: Callable[..., Tensor], arguments: Sequence[Any], how: dict[str, Any], node: fx.Node, source: fx.Node
 ) -> tuple[sparse.csr_array, np.ndarray]:
-    """Any other affine operation, from its values on the unit vectors, shown to it as a batch."""
+    """Any other affine operation, from its values on the unit vectors, passed as a batch."""
     shape, batch, after = _shape(source), source.meta["batch_dim"], node.meta["batch_dim"]
     count = math.prod(shape)
 

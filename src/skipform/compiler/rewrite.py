@@ -16,7 +16,7 @@ from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinus
 from skipform.errors import SkipformError
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes that tell a multiple of the batch from every other function of it
+SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes at which a size of the result must be the same multiple of the batch
 
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
 
@@ -34,7 +34,7 @@ def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, c
 
     The count of the original's operations by name is in meta["original_operations"] of the result.
     Every node that depends on the input has node.meta["batch_dim"], node.meta["val"], a tensor on the meta device, and
-    node.meta["place"], where the operation that it was written for stands.
+    node.meta["place"], which describes the operation of the original that it computes.
     Raises UnsupportedOperation for an operation that has no rule or is not piecewise linear, SkipformError for a module
     in training mode, inputs it does not take, control flow on data, InternalError if the result failed its check.
     """
@@ -46,13 +46,13 @@ def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, c
 def rewrite_in_float64(
     module: nn.Module, example_inputs: Any, keep_add: bool = False, *, check: bool = True
 ) -> fx.GraphModule:
-    """`rewrite`, in float64 whatever the dtype of the module and its inputs, whose numbers are taken as they are."""
+    """`rewrite`, in float64 whatever the dtype of the module and its inputs; their numbers are not rounded."""
     inputs = examples(example_inputs)
     captured = capture(module, inputs, supported)
     emitter = Emitter(inputs[0].device, keep_add=keep_add, dtype=inputs[0].dtype)
     values: dict[fx.Node, Any] = {}
-    origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> what it writes into
-    written: dict[fx.Node, Any] = {}  # an operation -> what its rule wrote for it
+    origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> the operation whose result it writes into
+    written: dict[fx.Node, Any] = {}  # an operation -> the result of its rule
     for node in captured.graph.nodes:
         if node.op == "placeholder":
             values[node] = _placeholder(emitter, captured, node, inputs)
@@ -75,7 +75,7 @@ def rewrite_in_float64(
 
 
 def _cast(graph: fx.GraphModule, dtype: torch.dtype, name: str) -> fx.GraphModule:
-    """The same graph in another dtype; it must hold every weight."""
+    """The same graph in another dtype. Raises SkipformError if a weight is too large for it."""
     if dtype == torch.float64:
         return graph
     graph.to(dtype)
@@ -90,7 +90,7 @@ def _cast(graph: fx.GraphModule, dtype: torch.dtype, name: str) -> fx.GraphModul
 
 
 class InputShapes:
-    """A forward pre-hook: the rewritten network holds for the sizes of its example, of any batch size."""
+    """A forward pre-hook: the rewritten network is valid for any batch size and the other sizes of its example only."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self.shapes = [tuple(shape) for shape in shapes]
@@ -118,7 +118,7 @@ def _computes(node: fx.Node) -> bool:
 
 
 def supported(target: Any) -> bool:
-    """Whether the operation has a rule, or a message of its own; others may be decomposed."""
+    """Whether the operation has a rule, or an entry in NOT_PIECEWISE_LINEAR; others may be decomposed."""
     name = operation(target)
     return name in RULES or name in NOT_PIECEWISE_LINEAR
 
@@ -179,7 +179,7 @@ def _no_batch_size(emitter: Emitter, target: Any, args: Any, kwargs: Any) -> Non
 
 
 def _constant(emitter: Emitter, node: Any, read: Callable[[fx.Node], Any]) -> Any:
-    """An operation on constants, in float64. One that is shaped like the batch is kept as a single row, which must be
+    """An operation on constants, in float64. One that is shaped like the batch becomes a single row, which must be
     the same for every sample and batch size; one that draws random numbers is refused."""
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise emitter.unsupported("draws random numbers", "a buffer that holds them")
@@ -193,7 +193,7 @@ def _constant(emitter: Emitter, node: Any, read: Callable[[fx.Node], Any]) -> An
     def computed(batch: int) -> list[Any]:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _at_batch(n.meta.get("val"), read(n), batch))
         if mutates(node):
-            args = (args[0].clone(), *args[1:])  # what the module holds is not written to
+            args = (args[0].clone(), *args[1:])  # the module's own tensors must not change
         results = pytree.tree_leaves(node.target(*args, **kwargs))
         if "empty" in name:
             results = [result.zero_() for result in results]
@@ -245,7 +245,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
-    """Every rule keeps the shape of the original: a wrong rule is loud. Notes how many operations read the result."""
+    """Raise if a rule's result has another shape than the original. Records how many operations read the result."""
     pairs = [(result, node.meta.get("val"))]
     if isinstance(result, (tuple, list)):
         pairs = [*zip(result, node.meta["val"], strict=False)]
@@ -262,7 +262,7 @@ def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
 
 
 def _compare_dtypes(emitter: Emitter, node: fx.Node, activations: Sequence[fx.Node]) -> None:
-    """Raise if the result of an operation on activations is no real number, or a coarser one: both are casts."""
+    """Raise if the result of an operation on activations is not real, or of a coarser dtype: both are casts."""
     values = [v for n in (node, *activations) for v in [n.meta.get("val")] if isinstance(v, Tensor)]
     if activations and len(values) > len(activations):
         after, *before = (v.dtype for v in values)
