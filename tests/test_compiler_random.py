@@ -779,12 +779,20 @@ def pooled(rank: int, kind: str) -> Generator:
         if any(dilation * (k - 1) + 1 > n + 2 * padding for k, n in zip(kernel, places, strict=True)):
             dilation = 1
         every = [[v] * rank for v in (stride, padding, dilation)]
-        if kind == "indices":
-            return Step(lambda x: indices(x, kernel, *every, ceil)[0], (i,))
-        if d.draw(st.booleans()):  # as 'same' pooling pads
-            pads = [1] * (2 * rank)
-            return Step(lambda x: largest(F.pad(x, pads, value=-math.inf), kernel, stride, 0, 1, ceil), (i,))
-        return Step(lambda x: largest(x, kernel, stride, padding, dilation, ceil), (i,))
+
+        def pool(x: Tensor) -> Tensor:
+            return indices(x, kernel, *every, ceil)[0] if kind == "indices" else largest(x, kernel, *every, ceil)
+
+        def pool_padded(x: Tensor) -> Tensor:  # as 'same' pooling pads
+            return largest(F.pad(x, [1] * (2 * rank), value=-math.inf), kernel, stride, 0, 1, ceil)
+
+        function = pool_padded if kind == "largest" and d.draw(st.booleans()) else pool
+        if not bool(
+            function(torch.zeros(1, 1, *places)).isfinite().all()
+        ):  # a window of nothing but padding is refused
+            every = [[1] * rank, [0] * rank, [1] * rank]
+            function = pool
+        return Step(function, (i,))
 
     return generator
 

@@ -14,3 +14,8 @@ class InternalError(RuntimeError):
     The text names the first operation whose value is wrong. The command line prints it as one line and exits with
     status 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, first_line
 
 # What user code and torch.export raise on a module that cannot be captured.
 CAPTURE_FAILURES = (
@@ -216,7 +216,7 @@ def aliases(node: fx.Node) -> bool:
 
 def _explain(name: str, inputs: tuple[Tensor, ...], error: Exception) -> str:
     """One line on why the export failed."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = first_line(error)
     shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
     if isinstance(error, GuardOnDataDependentSymNode) or "data-dependent" in str(error):
         return f"{name}: forward branches on the values of a tensor ({first}); control flow on shapes only is accepted"

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, mutates
 from skipform.compiler.emit import where
-from skipform.errors import InternalError, SkipformError
+from skipform.errors import InternalError, SkipformError, first_line
 
 BATCHES = (("normal",), ("kinks", "wide"))  # one sample, which broadcasting may hide, and two, which may be mixed
 AGREEMENT = 1e-12  # of two float64 evaluations, relative to the largest entry of a sample's output
@@ -185,9 +185,8 @@ def _at_own_precision(module: nn.Module, points: tuple[Tensor, ...], dtype: torc
     try:
         return [y.double() for y in tensors(module(*(x.to(dtype, copy=True) for x in points)))]
     except CAPTURE_FAILURES as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SkipformError(
-            f"{type(module).__name__}: forward does not run on a batch of {len(points[0])} ({first});"
+            f"{type(module).__name__}: forward does not run on a batch of {len(points[0])} ({first_line(error)});"
             " one that works for every batch size is accepted"
         ) from error
 

@@ -13,7 +13,7 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examp
 from skipform.compiler.check import check as compare
 from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, first_line
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes at which a size of the result must be the same multiple of the batch
@@ -153,7 +153,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
         except CAPTURE_FAILURES as error:
             if isinstance(error, SkipformError):
                 raise
-            raise emitter.unsupported(f"does not run on constants ({str(error).splitlines()[0]})") from error
+            raise emitter.unsupported(f"does not run on constants ({first_line(error)})") from error
     if name not in RULES:
         if name in NOT_PIECEWISE_LINEAR:
             raise emitter.unsupported("is not piecewise linear", NOT_PIECEWISE_LINEAR[name])
@@ -165,7 +165,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):
             raise
-        raise emitter.unsupported(f"in this form has no rewriting rule ({str(error).splitlines()[0]})") from error
+        raise emitter.unsupported(f"in this form has no rewriting rule ({first_line(error)})") from error
 
 
 def _no_batch_size(emitter: Emitter, target: Any, args: Any, kwargs: Any) -> None:

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from skipform.errors import InternalError, SkipformError
+from skipform.errors import InternalError, SkipformError, first_line
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
 
@@ -213,7 +213,7 @@ def on_cpu(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module).cpu()
     except (RuntimeError, NotImplementedError) as error:  # parameters on the meta device, a hooked weight_norm
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise SkipformError(f"measure: {type(module).__name__} cannot be copied to the CPU: {first}") from error
 
 
