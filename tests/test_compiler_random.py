@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -1070,13 +1070,25 @@ def test_what_no_generator_reaches_is_refused(name, words):
         rewrite(Indexing(name).eval(), torch.zeros(2, 2))
 
 
+def unless_refused(make: Callable[..., Any], *args: Any, **how: Any) -> Any:
+    """make(...), or another example: where another size of the module makes torch compare it with the batch, the export
+    takes a branch on the batch size, and the module is refused (about one module in a hundred)."""
+    try:
+        return make(*args, **how)
+    except SkipformError as error:
+        if "branches on the batch size" not in str(error):
+            raise
+        reject()
+
+
 @settings(DRAWS, max_examples=MODULES)
 @given(modules(), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 def test_random_modules_equal_their_rewriting(drawn, batch, single, keep_add, check):
     double, float32, sizes, whole = drawn
     module = float32 if single else double
     dtype, unit = (torch.float32, 2.0**-24) if single else (torch.float64, 2.0**-53)
-    plain = rewrite(module, tuple(x.to(dtype) for x in inputs_of(sizes, batch, whole)), keep_add, check=check)
+    example = tuple(x.to(dtype) for x in inputs_of(sizes, batch, whole))
+    plain = unless_refused(rewrite, module, example, keep_add, check=check)
     for other in (1, 4):
         inputs = inputs_of(sizes, other, whole)
         inputs = tuple(x.to(dtype).double() for x in inputs)
@@ -1090,7 +1102,7 @@ def test_random_modules_equal_their_rewriting(drawn, batch, single, keep_add, ch
 def test_random_modules_equal_their_canonical_network(drawn, check):
     module, _, sizes, whole = drawn
     example = inputs_of(sizes, 1, whole)
-    network = canonical(module, example, check=check)
+    network = unless_refused(canonical, module, example, check=check)
     with torch.no_grad():
         for seed in (1, 2):
             inputs = tuple(x[:1] for x in inputs_of(sizes, seed, whole))
@@ -1106,7 +1118,7 @@ def test_random_modules_equal_their_canonical_network(drawn, check):
 def test_random_modules_equal_their_program(drawn, check):
     module, _, sizes, whole = drawn
     points = inputs_of(sizes, 3, whole)
-    program = Program.of(module, points[0][0], check=check)
+    program = unless_refused(Program.of, module, points[0][0], check=check)
     with torch.no_grad():
         (expected,) = leaves(module(*points))
         batch = next(d for d, n in enumerate(module(*inputs_of(sizes, 41, whole)).shape) if n == 41)
