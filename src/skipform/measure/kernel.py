@@ -17,8 +17,8 @@ SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "c
 
 
 def folder(sources: tuple[Path, ...] = SOURCES) -> Path:
-    """Where the kernels compiled from these sources lie: below NUMBA_CACHE_DIR if it is set, else beside the bytecode
-    of this package (or, where that is not writable, where numba keeps what it compiles for the user)."""
+    """Where the kernels compiled from these sources lie: below NUMBA_CACHE_DIR if it is set, else in the folder of this
+    package's bytecode (or, where that is not writable, where numba stores what it compiles for the user)."""
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return Path(_SETTINGS.CACHE_DIR or _HERE / "__pycache__") / f"kernels-{content[:16]}"
 

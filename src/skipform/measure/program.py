@@ -192,9 +192,8 @@ def output(module: nn.Module, x: Tensor) -> Tensor:
     try:
         returned = pytree.tree_leaves(module(x))
     except CAPTURE_FAILURES as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SkipformError(
-            f"measure: {type(module).__name__} does not run on an input of shape {tuple(x.shape)}: {first}"
+            f"measure: {type(module).__name__} does not run on an input of shape {tuple(x.shape)}: {first_line(error)}"
         ) from error
     if len(returned) != 1 or not isinstance(returned[0], Tensor):
         raise SkipformError(f"measure: {type(module).__name__} returns {len(returned)} values; one tensor is accepted")
