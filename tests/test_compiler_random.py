@@ -736,11 +736,10 @@ def convolved(rank: int, kind: str) -> Generator:
         groups = channels if d.draw(st.booleans()) and channels < 5 else 1
         kernel = [d.integer(1, min(n, 3)) for n in places]
         stride, padding, dilation = d.integer(1, 2), d.integer(0, 1), d.integer(1, 2)
+        if any((n - 1) * stride + k <= 2 * padding for k, n in zip(kernel, places, strict=True)):
+            padding = 0
         if any(dilation * (k - 1) + 1 > n + 2 * padding for k, n in zip(kernel, places, strict=True)):
             dilation = 1
-        padding = (
-            0 if any((n - 1) * stride + k <= 2 * padding for k, n in zip(kernel, places, strict=True)) else padding
-        )
         out = groups * d.integer(1, 2)
         transposed = kind == "transposed" or (kind == "any" and d.draw(st.booleans()))
         shape = (channels, out // groups, *kernel) if transposed else (out, channels // groups, *kernel)

@@ -222,9 +222,12 @@ class Evaluation(fx.Interpreter):
         self.run(*(x.clone() for x in arguments))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A cast to the module's own dtype is one to float64 here; an assertion of that dtype is skipped."""
+        """A cast to the module's own dtype is one to float64 here; an assertion of that dtype is skipped. A constant
+        that forward makes in a dtype of its own, with no tensor to start from, keeps the numbers of that dtype."""
         if target is torch.ops.aten._assert_tensor_metadata.default:
             return None
+        if not tensors((args, kwargs)):
+            return super().call_function(target, args, kwargs)
         args, kwargs = fx.node.map_aggregate(
             (args, kwargs), lambda a: torch.float64 if isinstance(a, torch.dtype) and a.is_floating_point else a
         )

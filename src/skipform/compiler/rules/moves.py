@@ -306,4 +306,5 @@ def full(e: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> Tensor:
 def _filled(e: Emitter, value: float) -> Tensor:
     result = e.source.meta["val"]
     sizes = [d if isinstance(d, int) else 1 for d in result.shape]
-    return torch.full(sizes, value, dtype=result.dtype, device=e.device)
+    dtype = torch.float64 if result.is_floating_point() else result.dtype  # the value is not rounded
+    return torch.full(sizes, value, dtype=dtype, device=e.device)
