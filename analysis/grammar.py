@@ -1,16 +1,18 @@
 # %% [markdown]
 # # The architectures in the grammar
 #
-# Every piecewise linear architecture of the survey as a canonical network, at its published width and depth. Per model
-# three pairs of numbers, **as the module is written** (hollow) and **as a canonical network** (filled):
+# Every piecewise linear architecture of the survey as a canonical network, at its published width and depth. For each
+# model, three numbers of the **module as it is written** (hollow) and of its **canonical network** (filled):
 #
-# - **ReLU layers** on the longest way from input to output; the canonical depth has the layers of the max poolings too;
-# - **ReLUs** for one image; again the canonical network pays for max pooling;
-# - **numbers held**: for the module, what is still to be read right after a ReLU or a max pooling, at the most; for the
-#   canonical network, the coordinates of z_k that are still to be read. The two differ where a sum of many branches is
-#   one tensor in the module, but has to be carried as the ReLUs it is a sum of.
+# - **ReLU layers** on the longest path from input to output; the canonical depth includes the layers that replace max
+#   pooling;
+# - **ReLUs** for one image; those that replace max pooling are included in the canonical network as well;
+# - **numbers held**: for the module, the largest count of numbers that are still needed right after a ReLU or a max
+#   pooling; for the canonical network, the largest count of coordinates of a z_k that are still needed. The two differ
+#   where a sum of many branches is one tensor in the module but has to be carried as the ReLUs that it is a sum of.
 #
-# None of them depends on the weights. `skipform grammar` asked the compiler; a model that it refuses keeps its reason.
+# None of these depends on the weights. They were computed by `skipform grammar`; a model that the compiler refuses is
+# listed with the reason.
 
 # %%
 import frame
@@ -36,20 +38,23 @@ frame.write_table(refused[["label", "reason"]], "table_refused")
 refused[["label", "reason"]]
 
 # %% [markdown]
-# ## Before and after
+# ## The module and its canonical network
 
 # %%
-PANELS = {  # before, after -> title
+PANELS = {  # column of the module, column of its canonical network -> title
     ("layers", "depth"): "ReLU layers",
     ("relus", "canonical_relus"): "ReLUs",
     ("held", "carried"): "numbers held",
 }
 figure, panels = plt.subplots(1, 3, figsize=(style.WIDTH, 0.19 * len(table) + 0.75), sharey=True)
 for axes, ((before, after), title) in zip(panels, PANELS.items(), strict=True):
-    places = range(len(table))
-    axes.hlines(places, table[before], table[after], color=style.INK, linewidth=1.1, zorder=2)
-    for column, size, fill in ((after, 4.0, style.INK), (before, 5.4, "white")):  # equal: a dot in a ring
-        axes.plot(table[column], places, "o", markersize=size, markerfacecolor=fill, markeredgecolor=style.INK,
+    heights = range(len(table))
+    axes.hlines(heights, table[before], table[after], color=style.INK, linewidth=1.1, zorder=2)
+    for column, size, fill in (
+        (after, 4.0, style.INK),
+        (before, 5.4, "white"),
+    ):  # equal numbers are drawn as a dot in a ring
+        axes.plot(table[column], heights, "o", markersize=size, markerfacecolor=fill, markeredgecolor=style.INK,
                   markeredgewidth=0.9, zorder=4 if column == after else 3)  # fmt: skip
     axes.set_xscale("log")
     low, high = axes.get_xlim()

@@ -2,11 +2,11 @@
 # # The six schematics, redrawn from code
 #
 # The paper explains its vocabulary in six pictures: a fully connected layer, an activation layer, a convolution, a
-# pooling layer, and the two skip connections. Here each is drawn from the torch module it stands for. Only the nodes
-# are placed by hand: **an edge is drawn where the Jacobian of the module is not zero** (at any of a few points, since
-# a maximum reads one argument at a time), and **two edges share a line style where the module shares the weight**.
+# pooling layer, and the two skip connections. Here each picture is drawn from the torch module that it shows. Only the
+# nodes are placed by hand: **an edge is drawn where the Jacobian of the module is not zero** (at any of sixteen points,
+# since a maximum reads one argument at a time), and **edges share a line style where the module shares the weight**.
 #
-# This is the one notebook that runs the layers themselves; all others read results only.
+# This is the only notebook that runs layers; the others read stored results.
 
 # %%
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ def jacobians(f: Callable[[Tensor], Tensor], features: int) -> Tensor:
 
 
 def column(x: float, count: int, middle: float = 0.0, pitch: float = 0.74) -> Nodes:
-    """`count` nodes above one another, the first on top."""
+    """The centres of `count` nodes in a vertical line, the first one on top."""
     return [(x, middle + pitch * ((count - 1) / 2 - i)) for i in range(count)]
 
 
@@ -47,7 +47,7 @@ def draw_nodes(axes: Axes, nodes: Nodes, labels: Sequence[str], color: str = "wh
 
 def draw_edge(axes: Axes, start: tuple[float, float], end: tuple[float, float], mark: style.Mark, label: str = "",
               where: float = 0.5, rims: tuple[float, float] = (RADIUS, RADIUS)) -> None:  # fmt: skip
-    """An arrow from node to node, from rim to rim; the label sits on it at the fraction `where`."""
+    """An arrow between the rims of two nodes; `rims` are their radii. The label lies on it at the fraction `where`."""
     start, end = np.array(start), np.array(end)
     along = (end - start) / np.linalg.norm(end - start)
     arrow = {"arrowstyle": "-|>,head_width=0.13,head_length=0.3", "color": mark.color, "linestyle": mark.linestyle,
@@ -75,7 +75,7 @@ PLAIN = style.Mark("#4a4a4a", (), "o")
 # %% [markdown]
 # ## Figure 1: the fully connected layer
 #
-# Every output reads every input, each pair through a weight of its own: y = W x + b.
+# Every output reads every input, and every such pair has its own weight: y = W x + b.
 
 # %%
 layer = nn.Linear(3, 3).double()
@@ -91,8 +91,8 @@ style.save(figure, "fig_fully_connected")
 # %% [markdown]
 # ## Figure 2: the activation layer
 #
-# Each output reads its own input only: the Jacobian is diagonal. The picture is the same for any function applied
-# coordinate by coordinate; here it is the ReLU.
+# Each output reads only the input at its own place: the Jacobian is diagonal. The picture is the same for any function
+# that is applied coordinate by coordinate; here it is the ReLU.
 
 # %%
 J = jacobians(nn.ReLU(), 3)
@@ -126,7 +126,8 @@ style.save(figure, "fig_convolution")
 # %% [markdown]
 # ## Figure 4: pooling of size 2
 #
-# Two inputs become one output. The maximum reads the larger of the two; over all points it reads both, and no other.
+# Two inputs become one output. At each point the maximum reads the larger of the two; over all points it reads both,
+# and no other input.
 
 # %%
 pooling = nn.MaxPool1d(2)
@@ -147,9 +148,9 @@ style.save(figure, "fig_pooling")
 # %% [markdown]
 # ## Figures 5 and 6: the two skip connections
 #
-# A skip connection bypasses a block B. **Addition**: y = B(x) + x. **Concatenation**: y = (B(x); x). Both modules are
-# written once and taken apart by their Jacobian: with B replaced by zero what remains is the skip; with respect to
-# the output of B it is the way through the block.
+# A skip connection bypasses a block B. **Addition**: y = B(x) + x. **Concatenation**: y = (B(x); x). The edges of both
+# modules are read off two Jacobians: with B replaced by the constant zero, the Jacobian in x has the edges of the skip;
+# the Jacobian in the output of B has the edges that come from the block.
 
 
 # %%
@@ -176,7 +177,7 @@ class Concatenation(nn.Module):
 
 
 class Constant(nn.Module):
-    """x -> value, whatever x."""
+    """The constant function x -> value."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -187,7 +188,7 @@ class Constant(nn.Module):
 
 
 def skip_edges(skip: type[nn.Module], features: int) -> tuple[np.ndarray, np.ndarray]:
-    """(j, i) where output j reads input i past the block, and (j, k) where it reads output k of the block."""
+    """The pairs (j, i) where output j reads input i past the block, and (j, k) where it reads output k of the block."""
     past = jacobians(skip(Constant(torch.zeros(features, dtype=torch.float64))), features)
     x = torch.zeros(features, dtype=torch.float64)
     through = jacobians(lambda b: skip(Constant(b))(x), features)
@@ -195,7 +196,7 @@ def skip_edges(skip: type[nn.Module], features: int) -> tuple[np.ndarray, np.nda
 
 
 def draw_skip(skip: type[nn.Module], name: str, labels: Sequence[str], outputs: Nodes) -> None:
-    """The skip connection past a block of three coordinates."""
+    """Draw a skip connection that bypasses a block of three coordinates."""
     figure, axes = canvas()
     xs = column(LEFT, 3, middle=-1.15)
     left, right = column(1.5, 3, middle=1.15, pitch=0.5), column(2.9, 3, middle=1.15, pitch=0.5)
@@ -224,10 +225,10 @@ draw_skip(Concatenation, "fig_concatenation", names("y", 6), outputs)
 # %% [markdown]
 # ## The canonical network of a maximum
 #
-# What the whole paper is about, in one picture: max pooling of four numbers (left) as affine maps and concatenated
-# ReLUs (right), drawn from the network that Theorem 1 builds. A hinge is a ReLU; a solid line adds, a dashed one
-# subtracts; a pale line carries a coordinate along. A coordinate that nothing reads any more is dropped, and the next
-# ReLU takes its place.
+# The idea of the whole paper in one picture: max pooling of four numbers (left) as affine maps and concatenated ReLUs
+# (right), drawn from the network that Theorem 1 builds. A node with a hinge is a ReLU; a solid line adds, a dashed one
+# subtracts; a pale line carries a coordinate along. A coordinate that no later layer reads is no longer drawn, and the
+# next ReLU takes its place.
 
 # %%
 from skipform.theory.network import CanonicalNetwork
@@ -237,7 +238,7 @@ ADD, SUBTRACT = style.Mark(style.INK, (), "o"), style.MARKS[2]
 
 
 def live(network: CanonicalNetwork) -> list[set[int]]:
-    """For k = 0..L the coordinates of z_k, counted from its end, that A_k, ..., A_{L-1} or R still reads."""
+    """For k = 0..L, the coordinates of z_k, counted from its end, that one of A_k, ..., A_{L-1}, R still reads."""
     sets, reads = [], set()
     for map_ in reversed(network.affine_maps):
         reads = {i for i in reads if i < map_.in_features} | {map_.in_features - 1 - int(j) for j in map_.indices}
@@ -251,17 +252,17 @@ def draw_hinge(axes: Axes, x: float, y: float) -> None:
 
 
 def draw_canonical(axes: Axes, network: CanonicalNetwork, left: float, step: float, pitch: float) -> None:
-    """Columns z_0, ..., z_L and y from `left` on; edges are the entries of the affine maps, by sign."""
+    """Draw z_0, ..., z_L and y as columns from x = `left` on; an edge is an entry of an affine map, styled by sign."""
     alive, size = live(network), network.in_features
     height = {size - 1 - i: pitch * ((size - 1) / 2 - i) for i in range(size)}  # by coordinate, counted from the end
     draw_nodes(axes, [(left, y) for y in height.values()], names("x", size))
-    fresh = 0  # coordinates from here on are drawn as nodes, the carried ones below as dots
+    fresh = 0  # coordinates from here on are new and drawn as nodes; those before are carried along and drawn as dots
     for k, map_ in enumerate(network.affine_maps):
         here, there = left + k * step, left + (k + 1) * step
         final = k == network.depth
-        kept = set() if final else alive[k + 1]
-        free = sorted((height[i] for i in alive[k] - kept), reverse=True)
-        if len(free) < map_.out_features:  # the column grows: outside it there is room
+        carried = set() if final else alive[k + 1]
+        free = sorted((height[i] for i in alive[k] - carried), reverse=True)
+        if len(free) < map_.out_features:  # the column needs more places than are free: extend it upwards
             more, top = map_.out_features - len(free), max(height[i] for i in alive[k])
             free = [top + pitch * (j + 1) for j in reversed(range(more))] + free
         for row, entries in enumerate(map_.rows()):
@@ -274,7 +275,7 @@ def draw_canonical(axes: Axes, network: CanonicalNetwork, left: float, step: flo
                           rims=(rim, RADIUS))  # fmt: skip
             if not final:
                 draw_hinge(axes, there, height[coordinate])
-        for i in kept & set(range(map_.in_features)):
+        for i in carried & set(range(map_.in_features)):
             axes.plot([here, there], [height[i]] * 2, color=style.PALE, linewidth=3.2, zorder=1, solid_capstyle="butt")
             axes.add_patch(Circle((there, height[i]), 0.09, facecolor=style.GREY, edgecolor="none", zorder=3))
         fresh = map_.in_features
@@ -298,9 +299,10 @@ draw_canonical(axes, maximum(4), left=5.8, step=2.75, pitch=1.15)
 style.save(figure, "fig_canonical")
 
 # %% [markdown]
-# ## Two ways to a maximum of nine
+# ## Two networks for a maximum of nine
 #
-# A window of 3 x 3: the tree of Theorem 1 (above), and the network with one layer less and more than twice the ReLUs.
+# A window of 3 x 3: the tree of Theorem 1 (above), and a network with one layer less and more than twice as many
+# ReLUs (below).
 
 # %%
 heights = (-3.7, 3.7), (-3.7, 5.4)

@@ -1,15 +1,15 @@
 # %% [markdown]
 # # The statements
 #
-# Every statement of the paper, and those that this companion adds, checked in three ways that are kept apart:
+# Every statement of the paper, and those that this companion adds, checked in three independent ways:
 #
-# - **error**: the largest difference to the definition in float64, on random inputs, relative to the largest value;
-#   it has to stay within a bound derived from the number of roundings;
+# - **error**: the largest difference from the definition in float64, on random inputs, relative to the largest value;
+#   it has to stay below a bound derived from the number of roundings;
 # - **exact**: equality in rational arithmetic, on random inputs with many ties;
-# - **proved**: no real input is an exception, shown by an SMT solver or a computer algebra system, instance by
-#   instance.
+# - **proved**: an SMT solver or a computer algebra system shows, instance by instance, that the statement holds for
+#   every real input.
 #
-# A number in the last column points to the paper's list of errata.
+# A number in the last column refers to the paper's list of errata.
 
 # %%
 import re
@@ -23,7 +23,7 @@ statements, constructors = frame.theorems()
 # ## The table
 
 # %%
-WORDS = {True: "yes", False: "no"}
+YES_NO = {True: "yes", False: "no"}
 SIGNS = {
     r"ceil\(log2 n\)": "⌈log₂ n⌉",
     r"ceil\(log3\(n - 2\)\)": "⌈log₃(n − 2)⌉",
@@ -38,7 +38,7 @@ SIGNS = {
 
 
 def typeset(text: str) -> str:
-    """A statement with the signs of print."""
+    """A statement with mathematical signs in place of their ASCII spelling."""
     for plain, sign in SIGNS.items():
         text = re.sub(plain, sign, text)
     return text[0].upper() + text[1:] if re.match(r"[a-z]{3}", text) else text
@@ -50,9 +50,9 @@ table = pd.DataFrame(
         "statement": statements["statement"].map(typeset),
         "instances": statements["instances"],
         "error": ["–" if pd.isna(e) else f"{e:.1e}" for e in statements["max_error"]],
-        "exact": [WORDS.get(value, "–") for value in statements["exact"]],
-        "proved": [WORDS.get(value, "–") for value in statements["proved"]],
-        "holds": [WORDS[bool(value)] for value in statements["holds"]],
+        "exact": [YES_NO.get(value, "–") for value in statements["exact"]],
+        "proved": [YES_NO.get(value, "–") for value in statements["proved"]],
+        "holds": [YES_NO[bool(value)] for value in statements["holds"]],
         "erratum": [text.split(":")[0] for text in statements["erratum"].fillna("")],
     }
 )
@@ -62,7 +62,7 @@ table
 # %% [markdown]
 # ## The layers
 #
-# What the theorems build, under the names that Keras gives it: depth counts activation layers.
+# The layers that the theorems construct, under the names that Keras gives them. Depth counts activation layers.
 
 # %%
 layers = constructors.drop(columns="activations").assign(

@@ -1,7 +1,7 @@
-"""One look for every figure: sizes, faces, colours apart even in grey; `save` writes equal bytes for equal figures.
+"""The style that all figures share: sizes, fonts and marks. `save` writes equal bytes for equal figures.
 
-A series is told apart three times over: by lightness, by line style and by marker; its name stands at its end, so that
-no reader has to match a legend.
+Two series differ in three ways: in lightness (so that they stay apart in grey), in line style and in marker. The name
+of a series is written at the end of its line, so that no reader has to match a legend.
 """
 
 import math
@@ -27,7 +27,7 @@ BLUE, PAPER_BLUE = "#1f5a94", "#cfe0f1"  # the blue of a bypassed block, as in t
 
 
 class Mark(NamedTuple):
-    """How one series is drawn; dashes as on, off, ... in points, () for a solid line."""
+    """How one series is drawn: its colour, its dashes (on, off, ... in points; () for a solid line) and its marker."""
 
     color: str
     dashes: tuple[float, ...]
@@ -38,7 +38,7 @@ class Mark(NamedTuple):
         return (0, self.dashes) if self.dashes else "-"
 
 
-# Lightness (CIE L*) rises from 10 to 77: printed in grey the order survives; dashes and markers differ besides.
+# Lightness (CIE L*) rises from 10 to 77, so the order survives printing in grey; dashes and markers differ as well.
 MARKS = (
     Mark(INK, (), "o"),
     Mark("#1f5a94", (5, 1.5), "s"),
@@ -50,18 +50,18 @@ MARKS = (
 
 
 def marks(names: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each name, in order; after six the marks begin again."""
+    """A mark for each name, in order; from the seventh name on the marks repeat."""
     names = list(names)
     return dict(zip(names, islice(cycle(MARKS), len(names)), strict=True))
 
 
 def use() -> None:
-    """Set the style; every notebook calls it once."""
+    """Set the style; every notebook that draws calls this first."""
     sns.set_theme(
         context="paper",
         style="ticks",
         rc={
-            "font.family": "STIXGeneral",  # comes with matplotlib, sits well beside the paper's Libertinus
+            "font.family": "STIXGeneral",  # comes with matplotlib and suits Libertinus, the font of the paper
             "mathtext.fontset": "stix",
             "font.size": 9,
             "axes.titlesize": 9.5,
@@ -101,43 +101,46 @@ def use() -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write `name`.svg and `name`.pdf, without dates: equal figures are equal bytes."""
+    """Write `name`.svg and `name`.pdf without dates, so that equal figures are equal bytes."""
     figure.savefig(frame.GENERATED / f"{name}.svg", metadata={"Date": None})
     figure.savefig(frame.GENERATED / f"{name}.pdf", metadata={"CreationDate": None})
 
 
+# Before and after training: label, fill of the mark, offset from the middle of the row, colour of line and label.
 MOMENTS = {"initial": ("before", "white", -0.17, GREY), "final": ("after", INK, 0.17, INK)}
 
 
 def before_after(rows: dict[str, pd.DataFrame], panels: dict[str, tuple[str, str | None]], name: str) -> None:
-    """Save one line a row (label -> measurements) and one panel a column, before and after training side by side.
+    """Save a figure with one row per entry of `rows` (label -> measurements) and one panel per entry of `panels`.
 
-    panels: column -> title, and the column of what it cannot exceed, a tick; without one the axis is logarithmic.
+    A mark is the median, the line through it the range; before and after training are drawn side by side.
+    panels: column -> (title, the column that holds its upper bound). A bound is drawn as a vertical tick; a panel
+    without one (None) has a logarithmic axis.
     """
     figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, 0.36 * len(rows) + 0.75), sharey=True)
     tables = pd.concat(rows.values())
-    for axes, (column, (title, most)) in zip(grid, panels.items(), strict=True):
-        for place, table in enumerate(rows.values()):
+    for axes, (column, (title, bound)) in zip(grid, panels.items(), strict=True):
+        for y, table in enumerate(rows.values()):
             for when, (_, fill, shift, ink) in MOMENTS.items():
                 values = table.loc[table["when"] == when, column].dropna()
                 if values.empty:
                     continue
-                axes.plot([values.min(), values.max()], [place + shift] * 2, color=ink, linewidth=0.9, zorder=2)
-                axes.plot(values.median(), place + shift, marker="o", markersize=4.6, markerfacecolor=fill,
+                axes.plot([values.min(), values.max()], [y + shift] * 2, color=ink, linewidth=0.9, zorder=2)
+                axes.plot(values.median(), y + shift, marker="o", markersize=4.6, markerfacecolor=fill,
                           markeredgecolor=ink, markeredgewidth=0.9, zorder=3)  # fmt: skip
-            if most and table[most].notna().any():
-                axes.plot([table[most].max()] * 2, [place - 0.33, place + 0.33], color=INK, linewidth=0.8, zorder=1)
+            if bound and table[bound].notna().any():
+                axes.plot([table[bound].max()] * 2, [y - 0.33, y + 0.33], color=INK, linewidth=0.8, zorder=1)
         axes.set_title(title, fontsize=9, linespacing=1.05)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        if most:
+        if bound:
             axes.set_xlim(0, axes.dataLim.x1 * 1.06)
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
-    # Logarithmic axes share their limits, so that regions and pieces can be compared across.
-    ends = tables[[column for column, (_, most) in panels.items() if not most]].stack()
-    for axes, (_, most) in zip(grid, panels.values(), strict=True):
-        if not most:
+    # Logarithmic axes share their limits, so that regions and pieces can be compared between panels.
+    ends = tables[[column for column, (_, bound) in panels.items() if not bound]].stack()
+    for axes, (_, bound) in zip(grid, panels.values(), strict=True):
+        if not bound:
             axes.set(xscale="log", xlim=(ends.min() / 1.3, ends.max() * 1.3))
             plain_log(axes.xaxis)
     first, column = next(iter(rows.values())), next(iter(panels))
@@ -151,7 +154,7 @@ def before_after(rows: dict[str, pd.DataFrame], panels: dict[str, tuple[str, str
 
 
 def plain_log(axis: Axis) -> None:
-    """Plain numbers on a logarithmic axis: 1 in a decade, or 1 and 3, or more, until there are three of them."""
+    """Label a logarithmic axis with plain numbers: 1 per decade, or 1 and 3, or more, until there are three labels."""
     low, high = sorted(axis.get_view_interval())
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -172,7 +175,7 @@ def legible(color: str) -> tuple[float, float, float]:
 
 
 def apart(positions: Sequence[float], gap: float) -> list[float]:
-    """The positions closest to the given ones, order kept, no two nearer than `gap` (pool adjacent violators)."""
+    """The positions closest to the given ones, in the same order and at least `gap` apart (pool adjacent violators)."""
     order = sorted(range(len(positions)), key=lambda i: (positions[i], i))
     groups: list[list[float]] = []  # [sum of (position - rank * gap), number of members]
     for rank, i in enumerate(order):
@@ -191,13 +194,13 @@ def apart(positions: Sequence[float], gap: float) -> list[float]:
 def name_lines(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 9.5) -> None:
     """Write each name (text, y in data, colour) right of the axes at its line's end, at least `gap` points apart.
 
-    The names stay beside the axes as long as there is room for all of them.
+    The names do not reach above or below the axes as long as there is room for all of them.
     """
     if not ends:
         return
     figure = axes.get_figure()
     assert figure is not None
-    figure.canvas.draw()  # settles the layout, so that data and points can be compared
+    figure.canvas.draw()  # computes the layout, so that data coordinates can be converted to points
     points = 72 / figure.dpi
     heights = [axes.transData.transform((axes.get_xlim()[1], y))[1] * points for _, y, _ in ends]
     bottom, top = axes.bbox.y0 * points, axes.bbox.y1 * points

@@ -1,14 +1,13 @@
 # %% [markdown]
 # # The survey
 #
-# Every architecture as a sentence of the same grammar: how branch and shortcut meet, how many activations one skip
-# bypasses, how many levels of skips are nested. Beside it what its authors published, and what the same file of this
-# package gives at the scale of this run. The two results are not to be compared: data, size and schedule differ. They
-# are there so that nobody has to guess how far apart they are.
+# Every architecture is described in the same terms: how branch and shortcut are merged, how many activations one skip
+# bypasses, and how many levels of skips are nested. The table adds what the authors published and what the same file
+# of this package gives at the scale of this run. The two results are not comparable, because data, size and schedule
+# differ; both are printed so that the difference is visible.
 #
-# Published numbers come from `published.yaml`. The words of the grammar and the exact parameter count of the
-# published model stand in the architecture's own file, where a test holds the built net to them; this notebook asks
-# for them.
+# Published numbers come from `published.yaml`. The terms and the exact parameter count of the published model come
+# from the architecture's own file, and a test compares them with the net that is built.
 
 # %%
 import frame
@@ -16,14 +15,14 @@ import pandas as pd
 
 from skipform import nets
 
-claims = pd.DataFrame(nets.survey())
+models = pd.DataFrame(nets.survey())
 last = frame.metrics().merge(frame.scores())
 published = frame.published()
 
 # %% [markdown]
 # ## The table
 #
-# An architecture that this pipeline does not train keeps its row.
+# An architecture that this run did not train has dashes in its last columns.
 
 # %%
 DASH = "–"
@@ -46,16 +45,16 @@ def ours(net: str, variant: str | None) -> dict[str, str]:
 
 
 def row(net: str, entry: dict) -> dict[str, str]:
-    """One architecture: the words of its file, what is published, what is ours."""
-    own = claims[claims["net"] == net]
-    words = own.iloc[0]
-    counted = own.loc[own["variant"] == entry.get("variant"), "parameters"]
+    """The row of one architecture: the terms that its file states, the published result and ours."""
+    variants = models[models["net"] == net]
+    terms = variants.iloc[0]
+    counted = variants.loc[variants["variant"] == entry.get("variant"), "parameters"]
     return {
         "architecture": entry["name"],
         "paper": entry.get("paper", ""),
-        "skip": words["skip"],
-        "activations": str(words["activations_per_block"]),
-        "levels": str(words["levels"]),
+        "skip": terms["skip"],
+        "activations": str(terms["activations_per_block"]),
+        "levels": str(terms["levels"]),
         "model": entry["model"],
         "published": f"{entry['params']:g} M" if "params" in entry else DASH,
         "counted": f"{counted.iloc[0]:,}".replace(",", "\u2009") if len(counted) else DASH,
@@ -70,7 +69,7 @@ frame.write_table(table, "table_survey")
 table
 
 # %% [markdown]
-# ## What the numbers stand for
+# ## What was trained
 
 # %%
 runs = frame.runs()

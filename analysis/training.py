@@ -1,9 +1,9 @@
 # %% [markdown]
 # # How they learn
 #
-# One panel an architecture, one line a variant: what its task is scored by, after each epoch, **median over the
-# seeds**, with the band from the best to the worst seed. Every variant of a panel is trained with the same recipe on
-# the same data, so that what differs is what its name says.
+# One panel per architecture, one line per variant: the score of its task after each epoch, as the **median over the
+# seeds**, in a band from the best to the worst seed. All variants of a panel are trained with the same recipe on the
+# same data, so that they differ only in what the name of the variant says.
 
 # %%
 import frame
@@ -25,13 +25,13 @@ score = frame.scores().drop_duplicates("net").set_index("net")["score"]
 unit = frame.scores().drop_duplicates("net").set_index("net")["unit"]
 classifiers = [net for net in names if score.get(net) == "error"]
 beyond = [net for net in names if net in score and score[net] != "error"]
-PANELS = 8  # on one page
+PANELS = 8  # per page
 
 
 def draw(nets: list[str], name: str) -> None:
-    """One panel a net, two beside each other; classifiers share the axis of their errors."""
-    rows, alike = -(-len(nets) // 2), set(nets) <= set(classifiers)
-    figure, grid = plt.subplots(rows, 2, figsize=(style.WIDTH, 1.7 * rows + 0.3), sharey=alike, squeeze=False)
+    """One panel per net, two in a row; classifiers share the axis of their errors."""
+    rows, shared = -(-len(nets) // 2), set(nets) <= set(classifiers)
+    figure, grid = plt.subplots(rows, 2, figsize=(style.WIDTH, 1.7 * rows + 0.3), sharey=shared, squeeze=False)
     for axes in grid.flat[len(nets) :]:
         axes.remove()
     ends = {}
@@ -48,16 +48,16 @@ def draw(nets: list[str], name: str) -> None:
         last = curves["epoch"].max()
         end = frame.spread(curves[curves["epoch"] == last], ["variant"], shown)
         ends[axes] = [(row.variant, row.median, looks[row.variant].color) for row in end.itertuples()]
-        label = "" if alike else f"{frame.SCORES[score[net]]} ({unit[net]})"
+        label = "" if shared else f"{frame.SCORES[score[net]]} ({unit[net]})"
         axes.set(title=names[net], xlabel="", ylabel=label, xlim=(min(1, last - 1), last))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
-    if alike and history["test_error"].min() > 0:
+    if shared and history["test_error"].min() > 0:
         grid.flat[0].set_yscale("log")
         grid.flat[0].set_ylim(history["test_error"].min() / 1.2, 100)
         style.plain_log(grid.flat[0].yaxis)
     figure.supxlabel("epoch", fontsize=9)
-    if alike:
+    if shared:
         figure.supylabel("test error (%)", fontsize=9)
     for axes, lines in ends.items():
         style.name_lines(axes, lines)
@@ -72,9 +72,10 @@ if beyond:
 frame.write_numbers({"figures": len(parts), "beyond": [names[net] for net in beyond]}, "training")
 
 # %% [markdown]
-# ## What is left at the end
+# ## The final scores
 #
-# The last epoch counts, not the best one: choosing by the test set would flatter every variant.
+# A score is that of the last epoch, not of the best one, since choosing the epoch by the test set would flatter every
+# variant.
 
 # %%
 last = frame.metrics().merge(frame.scores())

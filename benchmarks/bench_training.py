@@ -65,7 +65,9 @@ def task(block: dict[str, Any]) -> float:
     """Seconds of the same epochs as `skipform fit` does them."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=10**6, disable=None, leave=False) as bar:
-        trainer = run.trainer(max_epochs=EPOCHS, accelerator="cpu", callback=Journal(Path(folder, "last"), 0, bar))
+        trainer = run.build_trainer(
+            max_epochs=EPOCHS, accelerator="cpu", callback=Journal(Path(folder, "last"), 0, bar)
+        )
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         trainer.limit_val_batches = 0
         trainer.fit(Classify(_net(block), RECIPE), datamodule=skipform.data("digits"))

@@ -109,11 +109,11 @@ def test_an_unknown_notebook_is_refused_with_those_there_are(house):
 def test_notebooks_are_the_percent_files_and_begin_with_a_title():
     found = notebooks.read_all(ROOT / "analysis")
     assert list(found) == [
-        "expressive_power",
+        "claims",
+        "examples",
         "expressiveness",
         "grammar",
         "schematics",
-        "seen",
         "statements",
         "survey",
         "training",

@@ -256,7 +256,7 @@ def test_an_option_of_several_kinds_of_data_has_the_type_of_the_kind_in_use(name
 
 def test_what_is_complete_stays_as_it_is(folder):
     experiment = asdict(read(Path("experiments/claims/good.yaml"), "small"))
-    for section, function in {"data": Images, "optimizer": tasks.Optimizer, "trainer": run.trainer}.items():
+    for section, function in {"data": Images, "optimizer": tasks.Optimizer, "trainer": run.build_trainer}.items():
         assert complete(function, experiment[section], section, skip=NOT_IN_FILES[section]) == experiment[section]
 
 

@@ -29,7 +29,7 @@ from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.runs import Run, finished
 from skipform.stages import fit
-from skipform.stages.measure import measured
+from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
 from skipform.training import run, tracking
@@ -116,7 +116,7 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
     data = skipform.data("digits", limit=160, batch_size=32, seed=3)
     journal = Journal(tmp_path / "last.ckpt", 3, tqdm(total=100, disable=True))
     task = Classify(through, Optimizer(name=optimizer, lr=0.01, schedule="multistep", milestones=(0.5,)))
-    run.trainer(max_epochs=2, accelerator="cpu", callback=journal).fit(task, datamodule=data)
+    run.build_trainer(max_epochs=2, accelerator="cpu", callback=journal).fit(task, datamodule=data)
 
     batches, seen = data.train_dataloader(), []
     steps = {
@@ -295,7 +295,7 @@ def alone_at_last(work: Path):
     """The work folder held as soon as nobody else does: workers hold it with the process that started them."""
     for _ in range(1000):
         try:
-            with fit._alone(work):
+            with fit._locked(work):
                 yield
             return
         except SkipformError:
@@ -417,7 +417,10 @@ def test_the_old_folder_is_replaced_whole(tmp_path, unkilled):
 
 
 def test_two_trainings_into_one_folder_are_refused(tmp_path):
-    with fit._alone(tmp_path / "out.partial"), pytest.raises(SkipformError, match=r"another `skipform fit` is writing"):
+    with (
+        fit._locked(tmp_path / "out.partial"),
+        pytest.raises(SkipformError, match=r"another `skipform fit` is writing"),
+    ):
         fit.main(written(tmp_path))
 
 
@@ -498,7 +501,7 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
         task = Classify(net, Optimizer(name="nesterov", lr=0.01, schedule="cosine", warmup=2))
         if fast:  # all of it but the code that inductor writes, which needs a compiler of C++ and half a minute
             task.compile_step(channels_last=True, backend="aot_eager")
-        trainer = run.trainer(max_epochs=1, accelerator="cpu", precision=precision, fast=fast, callback=journal)
+        trainer = run.build_trainer(max_epochs=1, accelerator="cpu", precision=precision, fast=fast, callback=journal)
         trainer.fit(task, datamodule=skipform.data("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
         return net, journal.rows[0]
 
@@ -542,7 +545,7 @@ def test_a_net_with_gates_is_measured_without_regions_and_the_others_with():
     torch.manual_seed(0)
     images, arguments = torch.rand(2, 1, 8, 8, dtype=torch.float64), {"in_channels": 1, "depth": 8, "width": 8}
     for kind, regions in (("exclusive", False), ("identity", True)):
-        (row,) = measured(nets.build("shortcuts", kind=kind, **arguments).double().eval(), images, slices=1)
+        (row,) = measure_slices(nets.build("shortcuts", kind=kind, **arguments).double().eval(), images, slices=1)
         assert [row[key] is not None for key in ("line_regions", "line_pieces")] == [regions] * 2
         assert 0 < row["jacobian_rank"] <= row["output_dim"] == 10
         assert 0 < row["feature_rank"] <= row["feature_dim"] == 32

@@ -200,7 +200,7 @@ def test_the_verdicts_say_what_the_ranges_say(made):
     assert table["(ii) net : exact copy", "affine pieces"] == "= concatenation copy; ~ addition copy"
     assert table["(ii) equal parameters", "affine pieces"] == "< addition"
     assert table["(iii) equal width", "affine pieces"] == "= double, quadruple"
-    power = json.loads((made / "paper/generated/numbers.json").read_text())["expressive_power"]
+    power = json.loads((made / "paper/generated/numbers.json").read_text())["claims"]
     assert power["against"] == [
         "(i) none : pooled, affine pieces: none below strided before and after training",
         "(ii) equal parameters, affine pieces: concatenation below addition before and after training",

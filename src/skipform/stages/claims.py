@@ -32,25 +32,25 @@ def main(
     Per variant, seed and moment (initial, final): activation regions and affine pieces on the plane through the first
     three test images x, y, z, that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of
     the Jacobian at x, of the scores and of the last hidden layer (of a convolutional net its last maps, before the
-    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. What is
-    measured is stored in OUT.partial, from where a killed measurement continues.
+    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. Results
+    are stored in OUT.partial as they come, so that a killed measurement continues from there.
 
     Args:
         folder: The folder of the runs, for example runs/claims/pooling.
         out: The JSON file to write.
-        batch: How many images for the functional dimension; ten scores each, so more of them than the rank may be.
+        batch: The number of images for the functional dimension, each with ten scores.
         margin: How far the plane reaches beyond the parallelogram of the images.
-        copies: For each net, also measure its exact copy with the other skip (Theorem 3); the nets: activation_blocks.
+        copies: Also measure the exact copy of each net with the other skip (Theorem 3); for activation_blocks only.
         executor: local processes, or submitit for a SLURM cluster.
         workers: Local processes; one per core when not given.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"batch": batch, "margin": margin, "copies": copies}
-    with launch.over_runs(measured, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
+    with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"claim": Path(folder).name, **options, "rows": rows})
 
 
-def measured(
+def measure_run(
     run: str, when: Literal["initial", "final"], batch: int, margin: float, copies: bool
 ) -> list[dict[str, Any]]:
     """One row for the net of one run at one moment, and one for its copy; see `main`."""
@@ -58,14 +58,14 @@ def measured(
     trained = Run(Path(run)).of_task("classify")
     images = trained.test_images()
     net = trained.net(when).double()
-    about = {
+    common = {
         "variant": trained.config["variant"],
         "seed": trained.config["seed"],
         "when": when,
         "test_error": trained.metrics["test_error"] if when == "final" else None,
     }
     dimension = measure.functional_dimension(net, images[:batch])
-    row = about | {
+    row = common | {
         "copy": None,
         **counts(net, images, margin),
         "functional_dimension": dimension.rank,
@@ -75,7 +75,7 @@ def measured(
     if not copies:
         return [row]
     other, copy = exact_copy(net, trained.config["net"])
-    return [row, about | {"copy": other, **counts(copy, images, margin)}]
+    return [row, common | {"copy": other, **counts(copy, images, margin)}]
 
 
 def counts(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def counts(net: nn.Module, images: torch.Tensor, margin: float) -> dict[str, Any
 def last_hidden(net: nn.Module) -> nn.Module:
     """The net up to its last hidden layer: before the global average where there is one, else before the last layer.
 
-    Unlike `nets.features` it shows what pooling leaves of the maps, which the average reduces to one number a channel.
+    Unlike `nets.features` it has the maps that pooling produces, before the average reduces each to one number.
     """
     assert isinstance(net, nn.Sequential)
     layers = list(net)
@@ -106,18 +106,18 @@ def last_hidden(net: nn.Module) -> nn.Module:
 def exact_copy(net: nn.Module, block: dict[str, Any]) -> tuple[str, nn.Module]:
     """The other skip, and an `activation_blocks` net with that skip that computes the same function (Theorem 3).
 
-    net: in float64, built from `block`. The copy has as many ReLUs, in as many layers.
+    net: in float64, built from `block`. The copy has the same number of ReLUs in the same number of layers.
     """
     original = blocks_of(net)
     if original.blocks[0].shortcut is None:
-        # As wide a state as nets.activation_blocks takes by itself: the input and what every block ends in.
+        # The state is as wide as the default of nets.activation_blocks: the input and the last layer of every block.
         other, copied = "add", to_addition(original)
         maps = [copied.stem, *[w for b in copied.blocks for w in b.layers], copied.readout]
     else:
-        # With concatenation the net reads its input as it is: the stem is folded into every map that reads it.
+        # With concatenation the net reads its input directly: the stem is composed with every map that reads it.
         other, copied = "concat", to_concatenation(original)
-        maps = [w for b in copied.blocks for w in (_past(copied.stem, b.layers[0]), *b.layers[1:-1])]
-        maps.append(_past(copied.stem, copied.readout))
+        maps = [w for b in copied.blocks for w in (_compose_stem(copied.stem, b.layers[0]), *b.layers[1:-1])]
+        maps.append(_compose_stem(copied.stem, copied.readout))
     copy = nets.build(**(block | {"skip": other, "state": None})).double().eval()
     linear = [layer for layer in copy.modules() if isinstance(layer, nn.Linear)]
     with torch.no_grad():
@@ -128,7 +128,7 @@ def exact_copy(net: nn.Module, block: dict[str, Any]) -> tuple[str, nn.Module]:
 
 
 def blocks_of(net: nn.Module) -> BlockNet:
-    """The weights of an `activation_blocks` net as Theorem 3 has them; a concatenated block ends in its ReLUs."""
+    """The weights of an `activation_blocks` net in the form of Theorem 3. A concatenated block ends with its ReLUs."""
     layers = list(net.children())
     concatenated = isinstance(layers[1], ConcatenationSkip)
     stem = None if concatenated else layers[1]
@@ -140,7 +140,9 @@ def blocks_of(net: nn.Module) -> BlockNet:
     return BlockNet.of(blocks, layers[-1], merge="concat" if concatenated else "add", stem=stem)
 
 
-def _past(stem: tuple[np.ndarray, np.ndarray], layer: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(h; x) -> layer(h; stem(x))."""
+def _compose_stem(
+    stem: tuple[np.ndarray, np.ndarray], layer: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The affine map (h; x) -> layer(h; stem(x))."""
     fresh, read = np.split(layer[0], [layer[0].shape[1] - len(stem[1])], axis=1)
     return np.hstack([fresh, read @ stem[0]]), layer[1] + read @ stem[1]

@@ -10,16 +10,17 @@ from skipform.errors import SkipformError
 from skipform.files import write_text
 
 SOURCES = "src/skipform/"
-NOTHING_MORE = "nets/blocks"  # `uses` of an item that needs nothing for itself alone: what all nets depend on
-OWN = ("nets/${key}.py", "data/${item.data}.py", "tasks/${item.task}.py", "${item.uses}.py")  # of a foreach's item
+NOTHING_MORE = "nets/blocks"  # `uses` of an item that needs no further source; all nets depend on this one anyway
+# Paths that contain the name of an item of a foreach.
+OWN = ("nets/${key}.py", "data/${item.data}.py", "tasks/${item.task}.py", "${item.uses}.py")
 
 
 def main(*, file: Path = Path("dvc.yaml"), check: bool = False) -> int:
     """Renew the dependencies of every stage of the pipeline on sources; all else in the file stays as it is.
 
     A stage depends on the sources that its command imports, on those of the nets, data and tasks that its experiments
-    name, and on what these import. In a foreach, what one item alone needs stands as a path with its name in it; `uses`
-    is the one source beyond that, such as the backbone of an FPN.
+    name, and on the sources that these import. In a foreach, a source that only one item needs is written as a path
+    with the item's name in it; `uses` is the one source that cannot be written so, such as the backbone of an FPN.
 
     Args:
         file: The pipeline.
@@ -61,7 +62,7 @@ def derived(text: str, root: Path) -> str:
 
 
 def needs(command: str, root: Path) -> set[str]:
-    """The sources, relative to the package, that decide what a stage's command leaves."""
+    """The sources, relative to the package, that decide what a stage's command writes."""
     from skipform import nets
     from skipform.sources import PACKAGE, closure, imports_of
 
@@ -101,8 +102,8 @@ def _filled(template: str, key: str, item: Any) -> str:
 
 
 def _common(needed: dict[str, set[str]], items: dict[str, Any]) -> list[str]:
-    """The paths of a foreach: those of OWN that all of its items can fill, and what any of them needs besides. Sets the
-    items' `uses`: another architecture, or a part of the theory, that one item alone needs."""
+    """The paths of a foreach: those of OWN that apply to all of its items, and every other path that some item needs.
+    Sets the items' `uses`: another architecture, or a part of the theory, that only this item needs."""
     from skipform import nets
 
     architectures = {f"nets/{net}.py" for net in nets.names()}
@@ -111,9 +112,9 @@ def _common(needed: dict[str, set[str]], items: dict[str, Any]) -> list[str]:
     rest = {key: needed[key] - common - {_filled(path, key, item) for path in own} for key, item in items.items()}
     if all(item and "uses" in item for item in items.values()):
         for key, item in items.items():
-            alone = sorted(path for path in rest[key] if path in architectures or path.startswith("theory/"))
-            if alone:
-                item["uses"] = alone[0].removesuffix(".py")
-            rest[key] -= set(alone[:1])
+            special = sorted(path for path in rest[key] if path in architectures or path.startswith("theory/"))
+            if special:
+                item["uses"] = special[0].removesuffix(".py")
+            rest[key] -= set(special[:1])
         own.append(OWN[-1])
     return sorted({*own, *common, *set().union(*rest.values())})

@@ -16,17 +16,17 @@ from skipform.runs import Run
 
 
 def main(runs: str, *, out: str, count: int = 4) -> None:
-    """Show `count` test inputs to every variant of every net in RUNS (of its seeds the first).
+    """Run every variant of every net in RUNS, with its first seed, on `count` test inputs.
 
-    OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME: inputs, targets, predictions, a
-    tensor with one entry an example, or texts, which stand in the file's metadata as JSON under "texts". Of nets that
-    attend also "attention.K", the weights (heads, t, s) of the K-th attention on the first example; of nets with a
-    feature pyramid "pyramid.p2" and so on, its maps of the first example.
+    OUT/NET.safetensors holds, under "VARIANT/NAME", what the task's `examples` returns as NAME (inputs, targets,
+    predictions): a tensor with one entry per example, or a list of texts, which is stored in the file's metadata, as
+    JSON under "texts". Nets with attention add "attention.K", the weights (heads, t, s) of the K-th attention for the
+    first example; nets with a feature pyramid add its maps for the first example, "pyramid.p2" and so on.
 
     Args:
-        runs: The folder of the experiments that `skipform fit` left, for example runs/survey.
+        runs: The folder of experiments that `skipform fit` has written, for example runs/survey.
         out: The folder to write into.
-        count: How many examples.
+        count: The number of examples.
     """
     if count < 1:
         raise SkipformError(f"--count {count}; accepted: 1 or more")
@@ -39,7 +39,7 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
 
 
 def write(folder: Path, out: Path, count: int) -> None:
-    """One net's file; see `main`."""
+    """Write the file of one net; see `main`."""
     variants = sorted(path for path in folder.glob("*") if path.is_dir())
     tensors: dict[str, Tensor] = {}
     texts: dict[str, list[str]] = {}
@@ -51,7 +51,7 @@ def write(folder: Path, out: Path, count: int) -> None:
             else:
                 tensors[f"{variant.name}/{name}"] = value.contiguous()
     with whole(out) as temporary:
-        # one entry, because safetensors writes several in any order
+        # a single entry, because safetensors writes several entries in no fixed order
         save_file(tensors, temporary, {"texts": json.dumps(texts, ensure_ascii=False)})
 
 

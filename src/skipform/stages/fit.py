@@ -4,8 +4,8 @@
     skipform fit --config experiments/survey/resnet.yaml --scale smoke --seeds 0 1 --trainer.max_epochs 2
 
 The runs are independent: on a CPU they are trained in parallel, one process each (--workers), with the same result.
-Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. All is made in
-DIR.partial, where a killed training is resumed when the same command is given again; DIR appears when it is complete.
+Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. Everything is
+written to DIR.partial, where the same command resumes a killed training, and renamed to DIR when it is complete.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.stages.cli import not_understood
 
-# torch and Lightning take seconds to import: the functions below do it, once there is something to train.
+# torch and Lightning take seconds to import, so functions import them when there is something to train.
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     workers = launch.worker_count(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
-    # with more threads than one before it forks, torch would hang in the workers
+    # torch would hang in the forked workers if it had used more than one thread before
     launch.configure_process(1 if workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * _check(path, experiment, storage)
     out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
@@ -56,13 +56,13 @@ def main(argv: list[str]) -> int:
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
     leads = launch.rank() == 0  # of several processes only the first one writes and reports
     with (
-        _alone(work) if leads else nullcontext(),
+        _locked(work) if leads else nullcontext(),
         _bar(steps, leads) as bar,
         launch.in_workers(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as run,
     ):
         summary = _train_all(experiment, seeds, run, bar, leads)
         if leads:
-            _keep_only(work, experiment.variants, seeds)
+            _remove_leftovers(work, experiment.variants, seeds)
             write_json(work / "summary.json", summary)
             shutil.rmtree(out, ignore_errors=True)
             work.rename(out)
@@ -70,8 +70,8 @@ def main(argv: list[str]) -> int:
 
 
 def _experiment_file(argv: list[str]) -> Path:
-    """The experiment file that the command line names. It and the options of this stage are checked before anything
-    heavy is imported; those of a section are checked by `_options`."""
+    """The experiment file that the command line names. The file and the options of this stage are checked before torch
+    is imported; the options of a section (--trainer.max_epochs) are checked by `_options`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-h", "--help", action="store_true")
     _add_own_options(parser)
@@ -96,7 +96,7 @@ def _experiment_file(argv: list[str]) -> Path:
 
 
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The options of this stage; what the command line puts over the experiment file; where this machine keeps data."""
+    """The options of this stage, the values given for keys of the experiment file, and `root` and `download` of data."""
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -149,7 +149,7 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int:
-    """The number of steps of an epoch, after the data have been read and every net has been built without memory."""
+    """Read the data and build every net on the meta device, without memory; return the number of steps per epoch."""
     import torch
 
     from skipform import data, nets
@@ -210,7 +210,7 @@ def _run(
 
 
 def _summary(seeds: Seeds, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The middle (median), the lowest and the highest of every number in the metrics of the runs, one run per seed."""
+    """Median ("middle"), minimum and maximum of every number in the metrics of the runs, one run per seed."""
     keys = [key for key in runs[0] if key.startswith(("train_", "validation_", "test_"))]
     values = {key: [metrics[key] for metrics in runs] for key in keys}
     return {
@@ -233,8 +233,8 @@ def _bar(steps: int, leads: bool) -> "tqdm":
 
 
 @contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Lock the work folder: two processes that write to it would spoil the results of both. A kill unlocks it."""
+def _locked(work: Path) -> Iterator[None]:
+    """Lock the work folder, because two processes that write to it would mix their results. A kill unlocks it."""
     work.mkdir(parents=True, exist_ok=True)
     handle = os.open(work, os.O_RDONLY)
     try:
@@ -249,8 +249,8 @@ def _alone(work: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _keep_only(work: Path, labels: Iterable[str], seeds: Seeds) -> None:
-    """Remove what a killed or different training left: checkpoints, half-written files, other variants and seeds."""
+def _remove_leftovers(work: Path, labels: Iterable[str], seeds: Seeds) -> None:
+    """Remove everything but the results: checkpoints, half-written files, variants and seeds of earlier commands."""
     from skipform.training import run
 
     wanted = {work / label / f"seed{seed}" / name for label in labels for seed in seeds for name in run.FILES}

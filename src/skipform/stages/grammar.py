@@ -1,6 +1,6 @@
 """`skipform grammar`: every architecture of the survey as a canonical network, before and after rewriting.
 
-No weights are asked for: depth, ReLUs and carried width depend on the architecture and the size of its input alone.
+Weights do not matter: depth, ReLUs and carried width depend only on the architecture and the size of its input.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from skipform.compiler.rewrite import UnsupportedOperation, rewrite
 from skipform.files import fingerprint, write_json
 from skipform.training import launch
 
-# The published models that stand for a net; of any other net, the first of its VARIANTS.
+# The published models that represent a net; any other net is represented by the first of its VARIANTS.
 CHOSEN = {
     "activation_blocks": ("M1 concat", "M2 concat"),
     "densenet": ("DenseNet (40, 12)", "DenseNet-BC (100, 12)"),
@@ -33,7 +33,7 @@ CHOSEN = {
     "vgg": ("VGG-16-BN",),
 }
 SMOKE = (("mlp", "MLP-2"), ("resnet", "ResNet-20"), ("vgg", "VGG-16-BN"))
-# Shapes without the batch; an image of CIFAR unless INPUTS has another. U-Net takes none smaller than this.
+# Shapes without the batch: an image of CIFAR, unless INPUTS has another. 188 is the smallest size that U-Net takes.
 IMAGE = ((3, 32, 32),)
 INPUTS = {
     "bert": ((16, 768),),
@@ -42,19 +42,20 @@ INPUTS = {
     "unet": ((1, 188, 188),),
     "vit": ((3, 224, 224),),
 }
-PART = {"bert": "layers.0", "gpt": "layers.0"}  # words are no vectors: the first layer on their embeddings instead
+# Tokens are not vectors; the first layer, on the embeddings, represents such a net.
+PART = {"bert": "layers.0", "gpt": "layers.0"}
 
 
 def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded", workers: int | None = None) -> None:
-    """Rewrite the published models of the survey and write what they become: ReLU layers, ReLUs, numbers carried.
+    """Rewrite the published models of the survey and write their numbers of ReLU layers, ReLUs and coordinates carried.
 
-    One row a model, at its published width and depth on the input that the row names. A net that is not piecewise
-    linear has the compiler's reason instead. Rows that are done are stored in OUT.partial, from where a
-    killed run continues.
+    One row per model, at its published width and depth, for the input that the row names. A net that is not piecewise
+    linear has the compiler's reason instead. Finished rows are stored in OUT.partial, so that a killed run continues
+    from there.
 
     Args:
         out: The JSON file to write.
-        scale: smoke takes three small models, the others all.
+        scale: smoke takes three small models, the other scales take all.
         workers: Local processes; one per core when not given.
     """
     package = Path(__file__).parent.parent
@@ -86,17 +87,17 @@ def row(net: str, variant: str) -> dict[str, Any]:
     torch.manual_seed(0)
     claims = {claim["variant"]: claim["arguments"] for claim in nets.survey() if claim["net"] == net}
     inputs = INPUTS.get(net, IMAGE)
-    about = {"net": net, "variant": variant, "inputs": [list(shape) for shape in inputs]}
+    model = {"net": net, "variant": variant, "inputs": [list(shape) for shape in inputs]}
     module = nets.build(net, **claims[variant]).get_submodule(PART.get(net, "")).eval()
-    return about | described(module, *(torch.zeros(1, *shape) for shape in inputs))
+    return model | described(module, *(torch.zeros(1, *shape) for shape in inputs))
 
 
 def described(module: nn.Module, *inputs: Tensor) -> dict[str, Any]:
-    """What the module has and what its canonical network has, for one sample; or why it has none.
+    """The size of the module and of its canonical network, for one sample; or the reason why it has none.
 
-    before  depth, the ReLU layers on the longest way through; relu_count, their entries; max_poolings, how many; held,
-            the most numbers that are still to be read right after a ReLU or a max pooling, or at the start
-    after   depth and relu_count of the canonical network; carried, the most coordinates of a z_k still to be read
+    before  depth: ReLU layers on the longest path; relu_count: their entries; max_poolings: the number of such layers;
+            held: the most numbers that are still needed right after a ReLU or a max pooling, or at the start
+    after   depth and relu_count of the canonical network; carried: the most coordinates of a z_k that are still needed
     The module is on the meta device afterwards.
     """
     try:
@@ -116,7 +117,7 @@ def described(module: nn.Module, *inputs: Tensor) -> dict[str, Any]:
 
 class Watched(TorchDispatchMode):
     """Follows the tensors that depend on the inputs through every operation of a forward pass. They are numbered in the
-    order in which they are made, and held, so that a number stands for one tensor for good."""
+    order in which they are made, and none is freed, so that a number always means the same tensor."""
 
     def __init__(self, inputs: list[Tensor]):
         super().__init__()
@@ -168,10 +169,10 @@ class Watched(TorchDispatchMode):
 
 
 class Carried(fx.Interpreter):
-    """Runs a rewritten graph to see which coordinates (an input or a ReLU each) every ReLU and every output reads.
+    """Runs a rewritten graph to find out which coordinates (inputs and ReLUs) every ReLU and every output reads.
 
     `structure` counts whole tensors; here a coordinate is carried until its own last reader. All weights are made
-    positive, so that a derivative is zero where no path leads and nowhere else. The graph is of no use afterwards.
+    positive, so that a derivative is zero exactly where no path leads. The graph cannot be used afterwards.
     """
 
     def __init__(self, graph: fx.GraphModule):
@@ -179,7 +180,7 @@ class Carried(fx.Interpreter):
         for weight in graph.buffers():
             if weight.is_floating_point():
                 weight.abs_()
-        self.states: list[Tensor] = []  # the coordinates, one tensor an input or ReLU
+        self.states: list[Tensor] = []  # the coordinates, one tensor per input or ReLU layer
         self.born: list[int] = []  # the k of the first z_k that has them
         self.last: list[Tensor] = []  # the k of the last z_k in which they are read, -1 for none
 

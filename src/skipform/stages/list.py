@@ -1,4 +1,4 @@
-"""`skipform list`: what there is to build, train and run."""
+"""`skipform list`: the names of everything that can be built, trained and run."""
 
 from pathlib import Path
 

@@ -32,24 +32,24 @@ def main(
 ) -> None:
     """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
 
-    Per variant, seed, moment (initial, final) and slice: activation regions and affine pieces on the segment from test
+    Per variant, seed, moment (initial, final) and slice k: activation regions and affine pieces on the segment from test
     image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features, the
     input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch` test
-    images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. What is
-    measured is stored in OUT.partial, from where a killed measurement continues.
+    images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. Results
+    are stored in OUT.partial as they come, so that a killed measurement continues from there.
 
     Args:
         folder: The folder of the runs, for example runs/survey/resnet.
         out: The JSON file to write.
-        metrics: Another one for a flat summary: medians over the seeds of the experiment's first variant, when trained.
-        slices: How many segments.
-        batch: How many images for the functional dimension.
+        metrics: A second JSON file, for a flat summary: medians over the seeds of the first variant, trained.
+        slices: The number of segments.
+        batch: The number of images for the functional dimension.
         executor: local processes, or submitit for a SLURM cluster.
         workers: Local processes; one per core when not given.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"slices": slices, "batch": batch}
-    with launch.over_runs(measure, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
+    with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics:
             write_json(metrics, summary(json.loads(Path(folder, "summary.json").read_text()), rows))
@@ -69,19 +69,19 @@ def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, An
 
 
 def _middle(values: list[int | None]) -> float | None:
-    """The median of a variant's measurements; null where its net has no such measure."""
+    """The median of a variant's measurements; None if its net has no such measure."""
     return None if None in values else statistics.median(values)  # type: ignore[type-var]
 
 
-def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int) -> list[dict[str, Any]]:
-    """One row a slice for the net of one run at one moment; see `main`."""
+def measure_run(run: str, when: Literal["initial", "final"], slices: int, batch: int) -> list[dict[str, Any]]:
+    """One row per slice for the net of one run at one moment; see `main`."""
     # Nets of this size are slower on several threads, and their sums must not depend on the number of cores.
     torch.set_num_threads(1)
     trained = Run(Path(run)).of_task("classify")
     images = trained.test_images()
     net = trained.net(when)
     dimension = functional_dimension(net, images[:batch])
-    about = {
+    common = {
         "variant": trained.config["variant"],
         "seed": trained.config["seed"],
         "when": when,
@@ -89,11 +89,11 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
         "functional_dimension_gap": finite(dimension.gap),
         "functional_dimension_most": min(dimension.shape),
     }
-    return [about | row for row in measured(net, images, slices)]
+    return [common | row for row in measure_slices(net, images, slices)]
 
 
-def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
-    """One row a slice; see `main`."""
+def measure_slices(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
+    """The regions and ranks of each slice; see `main`."""
     inner, rows = features(net), []
     try:
         program = Program.of(net, images[0])  # rewritten once for all slices

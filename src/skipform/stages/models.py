@@ -9,7 +9,7 @@ from skipform.errors import SkipformError
 
 
 def from_factory(factory: str, arguments: str = "{}") -> nn.Module:
-    """What MODULE:FACTORY returns for keyword arguments in JSON. Raises SkipformError if that is no torch model."""
+    """The model that MODULE:FACTORY returns for JSON arguments. Raises SkipformError if it is no torch module."""
     module, _, name = factory.partition(":")
     try:
         build = getattr(import_module(module), name)
@@ -24,7 +24,7 @@ def from_factory(factory: str, arguments: str = "{}") -> nn.Module:
 
 
 def shape_of(text: str) -> tuple[int, ...]:
-    """ "3,32,32" -> (3, 32, 32). Raises SkipformError for anything else."""
+    """The shape that a text such as "3,32,32" names. Raises SkipformError if it names none."""
     try:
         shape = tuple(int(size) for size in text.split(","))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Run the notebooks of analysis/: what they make goes to paper/generated/, the executed pages to build/notebooks/."""
+"""Run the notebooks of analysis/: their results go to paper/generated/, the executed pages to build/notebooks/."""
 
 import asyncio
 import json
@@ -28,11 +28,11 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
     """Execute the percent-format notebooks of `root`/analysis.
 
     Figures, tables and numbers go to `root`/paper/generated, each notebook to `root`/build/notebooks as .ipynb and as
-    one HTML file. If one notebook fails nothing is replaced. Equal inputs leave equal bytes.
+    one HTML file. If a notebook fails, nothing is replaced. Equal inputs give equal bytes.
 
     Args:
         only: Names of the notebooks to run (all when not given); the files of the others stay as they are.
-        kernels: How many notebooks run at the same time.
+        kernels: The number of notebooks that run at the same time.
         root: The folder that holds analysis/, runs/ and measures/.
     """
     notebooks = read_all(Path(root) / "analysis")
@@ -62,7 +62,7 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
 
 
 def read_all(folder: Path) -> dict[str, NotebookNode]:
-    """The notebooks of a folder by name: every .py file in percent format; cells are named by their place."""
+    """The notebooks of a folder by name: every .py file in percent format; the id of a cell is its position."""
     notebooks = {}
     for path in sorted(folder.glob("*.py")):
         if "# %%" not in (text := path.read_text(encoding="utf-8")):
@@ -96,7 +96,7 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
             client = NotebookClient(
                 notebook,
                 timeout=None,
-                record_timing=False,  # a notebook must not tell one run from another
+                record_timing=False,  # equal runs must give equal notebooks
                 extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": str(folder)}},
                 on_cell_complete=advance,
@@ -113,7 +113,7 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
 
 
 def _one_line(name: str, notebook: NotebookNode, error: str) -> str:
-    """What failed, where: the last cell that began, by its place and its first line."""
+    """One line that names the notebook, the cell that failed (the last one that began) and the error."""
     code = [(place, cell) for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     place, cell = next((pair for pair in reversed(code) if pair[1].execution_count or pair[1].outputs), code[0])
     first = cell.source.strip().splitlines()[0]
@@ -121,7 +121,7 @@ def _one_line(name: str, notebook: NotebookNode, error: str) -> str:
 
 
 def _html(name: str, notebook: NotebookNode, css: str) -> str:
-    """The executed notebook as one HTML page that asks nothing of any network."""
+    """The executed notebook as one HTML page that loads nothing from the network."""
     body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{css}</style></head><body>\n{body}</body></html>\n'

@@ -9,9 +9,9 @@ from skipform.files import whole
 
 
 def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> int:
-    """Compile a typst source to PDF: whole or not at all, without a date, with the typesetter's own faces only.
+    """Compile a typst source to PDF: whole or not at all, without a date, with only the typesetter's own fonts.
 
-    Equal sources and generated data leave equal bytes. An error is one line on standard error, and exit status 1.
+    Equal sources and generated data give equal bytes. An error is one line on standard error, and exit status 1.
 
     Args:
         source: The typst file; it reads what `skipform notebooks` has written to generated/ in the same folder.
@@ -21,7 +21,7 @@ def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> 
         pdf, warnings = typst.compile_with_warnings(source, root=str(Path(source).parent), ignore_system_fonts=True)
     except (typst.TypstError, RuntimeError, OSError) as error:
         message = getattr(error, "message", str(error))
-        hint = " (skipform notebooks makes it)" if "generated" in message else ""
+        hint = " (skipform notebooks writes it)" if "generated" in message else ""
         print(f"{source}: {' '.join(message.split())}{hint}", file=sys.stderr)
         return 1
     if warnings:

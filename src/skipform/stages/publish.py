@@ -22,7 +22,7 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
         for variant, trained in json.loads(summary.read_text()).items():
             finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
             config = finished[0].config
-            made = [run.provenance for run in finished]
+            origins = [run.provenance for run in finished]
             row = {
                 "experiment": summary.parent.name,
                 "variant": variant,
@@ -33,14 +33,14 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
                 "seeds": " ".join(map(str, trained["seeds"])),
             }
             row["score"], row["unit"] = trained["shown"]
-            for split in ("train", "test"):  # a score that needs the evaluation mode is not taken in training
+            for split in ("train", "test"):  # some scores are only computed in evaluation mode, not while training
                 score = trained.get(f"{split}_{row['score']}", {})
                 row |= {f"{split}_{end}": f"{score[end]:.2f}" if score else "" for end in ("middle", "low", "high")}
-            row["seconds_per_seed"] = f"{sorted(m['training_seconds'] for m in made)[len(made) // 2]:.1f}"
-            hardware = made[0]["hardware"]
+            row["seconds_per_seed"] = f"{sorted(m['training_seconds'] for m in origins)[len(origins) // 2]:.1f}"
+            hardware = origins[0]["hardware"]
             row["hardware"] = ", ".join(f"{key} {value}" for key, value in hardware.items() if value)
-            row["versions"] = " ".join(f"{name}={version}" for name, version in made[0]["versions"].items())
-            row["commit"], row["command"] = made[0]["commit"], made[0]["command"]
+            row["versions"] = " ".join(f"{name}={version}" for name, version in origins[0]["versions"].items())
+            row["commit"], row["command"] = origins[0]["commit"], origins[0]["command"]
             rows.append(row)
     scales = sorted({row["scale"] for row in rows})
     if len(scales) != 1:

@@ -34,18 +34,18 @@ def main(
     """Count the activation regions, affine pieces and distinct affine maps of a network on a plane, and draw them.
 
     The plane is p0 + s (p1 - p0) + t (p2 - p0) through three points: given (--points), test images of the run's data
-    set (--images), or random ones (--seed). A network of two inputs is looked at in its own coordinates.
+    set (--images), or random ones (--seed). A network of two inputs is measured on its own input plane.
 
     Args:
         source: A run's folder (runs/survey/resnet/residual/seed0), or MODULE:FACTORY that returns a torch model.
-        out: The picture, one colour a piece (.svg, .png or .pdf); the table of regions has suffix .csv.
+        out: The picture, one colour per piece (.svg, .png or .pdf); the table of regions is written next to it (.csv).
         input: For MODULE:FACTORY, the shape of one input, e.g. 3,32,32.
         arguments: For MODULE:FACTORY, its keyword arguments, as JSON.
         points: A .npy file of three inputs, shape (3, ...).
         images: Three indices of test images, for a run's folder.
         box: The lowest and highest s, the lowest and highest t; by default -1 1 -1 1.
-        seed: Of the random points, standard normal.
-        memory_gib: Refuse, before it begins, what would not fit.
+        seed: The seed of the random points, which are standard normal.
+        memory_gib: A computation that needs more memory than this is refused.
     """
     if out.suffix not in SUFFIXES:
         raise SkipformError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: {', '.join(SUFFIXES)}")
@@ -75,7 +75,7 @@ def main(
 def _network(
     source: str, input: str | None, arguments: str, images: list[int] | None
 ) -> tuple[nn.Module, Tensor, Tensor | None]:
-    """The net in eval mode, an input shaped as it takes one, and the points the source itself offers."""
+    """The net in eval mode, an input of the right shape, and three points if the source is a run's folder."""
     folder = Path(source)
     if (folder / "config.yaml").is_file():
         run = Run(folder).of_task("classify")
@@ -100,7 +100,7 @@ def _box(box: list[float] | None) -> tuple[float, float, float, float]:
 
 
 def _plane(example: Tensor, candidates: Tensor | None, points: Path | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """origin, u, v: the plane of `main`'s docstring."""
+    """The origin and the directions u, v of the plane; see `main`."""
     if points is not None:
         try:
             given = torch.from_numpy(np.load(points, allow_pickle=False)).double()
@@ -133,7 +133,7 @@ def _draw(out: Path, polygons: list[np.ndarray], labels: np.ndarray, box: tuple[
     from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
-    # Neighbouring pieces differ in lightness too: a low-discrepancy walk through one sequential map.
+    # A low-discrepancy sequence of positions in one colour map, so that pieces differ in lightness too.
     shades = mpl.colormaps["cividis"]((0.5 + labels * 0.6180339887498949) % 1.0)
     with mpl.rc_context({"svg.hashsalt": "skipform"}):
         figure = Figure(figsize=(6, 6), layout="constrained")

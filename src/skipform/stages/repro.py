@@ -13,7 +13,7 @@ import yaml
 from skipform.errors import SkipformError
 from skipform.files import write_json
 
-SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
+SECONDS = Path("build/seconds.json")  # how long each stage took in its last run on this machine
 
 
 def main(*, force: bool = False) -> int:

@@ -16,7 +16,7 @@ from skipform.files import whole
 from skipform.stages.models import from_factory, shape_of
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
-SAMPLES = 4  # random inputs in the comparison; another batch size than the example's
+SAMPLES = 4  # random inputs in the comparison; their batch size differs from that of the example
 # The largest relative difference of a file that is written. A network does the same sums in float32 as in float64, each
 # rounded 2^29 times as coarsely: 5.4e-4.
 BOUNDS = {torch.float64: AGREEMENT, torch.float32: 2**29 * AGREEMENT}
@@ -33,7 +33,7 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
         keep_add: Leave additions as they are (Proposition 1).
-        seed: Of the random inputs.
+        seed: The seed of the random inputs.
     """
     if out.suffix not in SUFFIXES:
         raise SkipformError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: {', '.join(SUFFIXES)}")
@@ -70,9 +70,9 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
 
 
 def export(plain: fx.GraphModule, example: tuple[Tensor, ...], path: Path) -> None:
-    """Write a rewritten module as ONNX or as a torch.export program, the batch size left free. Equal modules give equal
+    """Write a rewritten module as ONNX or as a torch.export program, for any batch size. Equal modules give equal
     bytes."""
-    twice = tuple(torch.cat((x, x)) for x in example)  # an example of batch size 1 would fix it
+    twice = tuple(torch.cat((x, x)) for x in example)  # with an example of batch size 1 the size would be fixed
     free = tuple({0: torch.export.Dim("batch")} for _ in example)
     if path.suffix == ".onnx":
         program = torch.onnx.export(plain, twice, dynamo=True, dynamic_shapes=free, verbose=False)
@@ -88,7 +88,7 @@ def export(plain: fx.GraphModule, example: tuple[Tensor, ...], path: Path) -> No
 
 
 def _within_bound(model: nn.Module, plain: nn.Module, inputs: list[Tensor]) -> float:
-    """The difference of the two. Raises InternalError if it is above the bound of the inputs' dtype, or NaN."""
+    """The difference of the two modules. Raises InternalError if it is above the bound of the inputs' dtype, or NaN."""
     difference, dtype = _difference(model, plain, inputs), inputs[0].dtype
     if not difference <= BOUNDS[dtype]:
         raise InternalError(

@@ -13,13 +13,13 @@ from skipform.theory.statements import STATEMENTS, Statement
 
 
 def main(*, out: Path | None = None, all: bool = False, instances: int = 20, seed: int = 0) -> int:
-    """Check every statement of the paper and print one row for each; exit 1 if one fails.
+    """Check every statement of the paper and print one row per statement; exit 1 if one fails.
 
     Args:
         out: JSON file for the rows and the table of all constructors.
         all: also run the proofs and instances that take longer.
         instances: random instances of each statement, where there is a choice.
-        seed: of the random instances.
+        seed: the seed of the random instances.
     """
     print(f"{'item':<14}{'statement':<52}{'instances':>10}{'max error':>11}  {'exact':<6}{'proved':<7}")
     rows = []

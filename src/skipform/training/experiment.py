@@ -5,7 +5,7 @@ An experiment file holds, under its introduction in comments,
     variants:   {label: {name: NAME, argument: value, ...}, ...}    one net each; an argument may be such a block itself
     data:       {name: SET, argument: value, ...}                  of the set's class, see `skipform.data`
     task:       {name: NAME, argument: value, ...}                 classify by default, see `skipform.tasks`
-    optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.trainer`
+    optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.build_trainer`
     threads:    CPU threads, 0 for torch's own   wandb:      auto, online, offline, disabled
     smoke:, embedded:, paper:   any of the above, for one scale
 
@@ -27,7 +27,7 @@ import yaml
 from skipform import data, nets, tasks
 from skipform.arguments import arguments, check_keys, complete, typed
 from skipform.errors import SkipformError
-from skipform.training.run import trainer
+from skipform.training.run import build_trainer
 
 Block = dict[str, Any]
 NOT_IN_FILES = {  # section -> the arguments that an experiment file cannot give
@@ -113,7 +113,7 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
         data=data_block,
         task={"name": task, **_arguments(task_class, task_given, stated, f"{where}: task", NOT_IN_FILES["task"])},
         optimizer=complete(tasks.Optimizer, given.get("optimizer", {}), f"{where}: optimizer"),
-        trainer=complete(trainer, given.get("trainer", {}), f"{where}: trainer", skip=NOT_IN_FILES["trainer"]),
+        trainer=complete(build_trainer, given.get("trainer", {}), f"{where}: trainer", skip=NOT_IN_FILES["trainer"]),
         threads=typed(given.get("threads", 0), int, f"{where}: threads"),
         wandb=typed(given.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
     )
@@ -165,7 +165,7 @@ def accepted() -> dict[str, dict[str, Any]]:
         "data": list(data.kinds()),
         "task": [tasks.kind(name) for name in tasks.names()],
         "optimizer": [tasks.Optimizer],
-        "trainer": [trainer],
+        "trainer": [build_trainer],
     }
     types: dict[str, dict[str, Any]] = {section: {} for section in classes}
     for section, functions in classes.items():

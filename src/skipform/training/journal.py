@@ -14,14 +14,15 @@ from tqdm import tqdm
 from skipform.files import whole
 from skipform.tasks import Task
 
-SPLITS = {"train": "train", "val": "validation", "test": "test"}  # as a task logs it -> as the files have it, in order
+# The name of a split in what a task logs -> its name in the files, in the order of the files.
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 class Journal(Checkpoint):
     """A row per epoch of what the task has logged, the checkpoint after the epoch, and the seed before it.
 
     Every epoch starts from a random state that depends on (seed, epoch) alone, so an epoch after a restart is the same
-    as one without. Lightning calls a `Checkpoint` at an epoch's end after the task, which logs the epoch then.
+    as without one. Lightning calls a `Checkpoint` at the end of an epoch after the task, which logs its scores then.
     """
 
     def __init__(self, checkpoint: Path, seed: int, bar: tqdm) -> None:
@@ -38,7 +39,7 @@ class Journal(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.monotonic()
         self.bar.total -= self.steps
-        for row in self.rows:  # an offline W&B run cannot be resumed: the new one is given the epochs before it
+        for row in self.rows:  # an offline W&B run cannot be resumed, so the new one also receives the earlier epochs
             for logger in trainer.loggers:
                 logger.log_metrics(logged(row), step=int(row["epoch"]))
 
@@ -65,7 +66,7 @@ class Journal(Checkpoint):
         save_checkpoint(trainer, self.checkpoint)
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
-        """The content of metrics.json: the last epoch's row, and what it is a row of."""
+        """The content of metrics.json: the scores of the last epoch, and the run that they belong to."""
         parameters = list(task.net.parameters())
         return {
             "variant": config["variant"],

@@ -1,12 +1,14 @@
-"""One training run in its folder: a net, a data set, a task, a seed; killed at any moment, it is resumed where it was.
+"""One training run: a net, a data set, a task, a seed. A run that was killed resumes after its last full epoch.
+
+A run writes into its folder
 
     config.yaml           all that is needed to run it again, except where a machine keeps its data
     initial.safetensors   the net before training              final.safetensors   and after
-    history.csv           per epoch and split: loss, scores    metrics.json        after the last epoch, never the best
+    history.csv           per epoch and split: loss, scores    metrics.json        those of the last epoch
     provenance.json       commit, versions, hardware, times    (the only file that differs between two runs)
 
-Scores are the task's, percentages. Those of "train" are taken while training, in the epoch's own batches; the others
-after each epoch, in evaluation mode.
+The scores are those of the task. Scores of "train" are computed while training, from the batches of the epoch; the
+others after each epoch, in evaluation mode.
 """
 
 import csv
@@ -53,41 +55,41 @@ def train(
 ) -> dict[str, Any]:
     """Do the run that `config` describes (see config.yaml) in `folder`, and return its metrics.
 
-    A finished run of the same fingerprint (config, sources, versions) is kept; an unfinished one is resumed after its
-    last epoch; anything else in the folder is removed first. `bar` counts the steps still to do. `storage`: `root` and
-    `download` of the data module. Of several processes the first one decides and writes, the others compute.
+    A finished run of the same fingerprint (config, sources, versions) is not repeated; an unfinished one resumes after
+    its last epoch; anything else in the folder is removed first. `bar` counts the steps still to do. `storage`: `root`
+    and `download` of the data module. Of several processes the first one decides and writes, the others compute.
     """
     digest, seed = fingerprint_of(config), config["seed"]
     journal = Journal(folder / "last.ckpt", seed, bar)
-    lightning = trainer(**config["trainer"], callback=journal)
-    if lightning.world_size > 1:
-        lightning.strategy.setup_environment()  # from here on the processes can communicate
-    leads = lightning.is_global_zero
+    trainer = build_trainer(**config["trainer"], callback=journal)
+    if trainer.world_size > 1:
+        trainer.strategy.setup_environment()  # from here on the processes can communicate
+    leads = trainer.is_global_zero
     earlier = previous(folder, digest, journal.checkpoint) if leads else (None, None)
-    metrics, checkpoint = lightning.strategy.broadcast(earlier)
+    metrics, checkpoint = trainer.strategy.broadcast(earlier)
     if metrics:
         bar.total -= metrics["steps"]
         return metrics
     net = initial(config)
-    device = lightning.strategy.root_device.type
-    if lightning.world_size > 1 and device == "cpu" and any(isinstance(m, _BatchNorm) for m in net.modules()):
+    device = trainer.strategy.root_device.type
+    if trainer.world_size > 1 and device == "cpu" and any(isinstance(m, _BatchNorm) for m in net.modules()):
         raise SkipformError(
-            f"trainer.devices: {lightning.world_size} processes on a CPU, where batch norm cannot be synchronised;"
+            f"trainer.devices: {trainer.world_size} processes on a CPU, where batch norm cannot be synchronised;"
             " accepted there: a net without it, such as mlp"
         )
     if leads:
         save(net, folder / "initial.safetensors")
     module = data.build(seed, lightning=True, **config["data"] | storage)
     if leads:
-        lightning.logger = open_logger(config)
+        trainer.logger = open_logger(config)
     task = tasks.build(net=net, optimizer=config["optimizer"], **config["task"])
     if config["trainer"]["fast"]:
         task.compile_step(channels_last=device == "cuda")
-    fit(lightning, task, module, checkpoint)
+    fit(trainer, task, module, checkpoint)
     metrics = journal.metrics(config, task)
     if leads:
-        if isinstance(lightning.logger, WandbLogger):
-            lightning.logger.experiment.finish()
+        if isinstance(trainer.logger, WandbLogger):
+            trainer.logger.experiment.finish()
         write_results(folder, config, net, journal, metrics, fingerprint=digest, seed=seed, command=command)
     return metrics
 
@@ -112,10 +114,10 @@ def initial(config: dict[str, Any]) -> nn.Module:
     return nets.build(**config["net"])
 
 
-def fit(lightning: Trainer, task: Task, module: LightningDataModule, checkpoint: Path | None) -> None:
+def fit(trainer: Trainer, task: Task, module: LightningDataModule, checkpoint: Path | None) -> None:
     """Train from the checkpoint, or from the beginning."""
     try:
-        lightning.fit(task, datamodule=module, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(task, datamodule=module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # Lightning turns Ctrl-C into this
         raise KeyboardInterrupt from stop
 
@@ -132,7 +134,7 @@ def write_results(
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning's profiler that measures nothing, without the generator it would start some 60 times per step."""
+    """Lightning's profiler that measures nothing, without the generator that Lightning's starts 60 times per step."""
 
     nothing: ClassVar[nullcontext[None]] = nullcontext()
 
@@ -140,7 +142,7 @@ class NoProfiler(PassThroughProfiler):
         return self.nothing
 
 
-def trainer(
+def build_trainer(
     *,
     max_epochs: int,
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
@@ -152,7 +154,7 @@ def trainer(
     num_nodes: int = 1,
     callback: Callback,
 ) -> Trainer:
-    """Lightning's Trainer, deterministic unless fast, silent and with nothing to do in a step but the step.
+    """Lightning's Trainer: deterministic unless `fast`, silent, and with as little overhead per step as possible.
 
     Args:
         max_epochs: passes over the training images.
@@ -161,7 +163,7 @@ def trainer(
         gradient_clip_val: largest norm of the gradient.
         fast: the step compiled (see `Task.compile_step`), and the fastest kernels, in whatever order they sum.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
-            batch, so that data.batch_size is that of all together; on GPUs batch norm is over all of them too.
+            batch, so that data.batch_size counts all of them together; on GPUs batch norm averages over all of them.
     """
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it only costs time
     return Trainer(
@@ -176,11 +178,11 @@ def trainer(
         deterministic=not fast,
         benchmark=fast,
         callbacks=[callback],
-        logger=False,  # `train` sets it, when it is known that there is something to train
+        logger=False,  # `train` sets it when there is something to train
         log_every_n_steps=1_000_000_000,  # tasks log once an epoch
         num_sanity_val_steps=0,
         profiler=NoProfiler(),
-        enable_progress_bar=False,  # the journal has one over all runs
+        enable_progress_bar=False,  # the journal advances one bar for all runs
         enable_model_summary=False,
     )
 
@@ -200,7 +202,7 @@ def _csv(rows: list[dict[str, float]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for YAML has no tuples."""
+    """The value with lists in place of tuples, because YAML has no tuples."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
@@ -240,7 +242,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git reports of the sources in use; None without git or where they are no checkout."""
+    """The output of git about the sources in use; None without git or outside a checkout."""
     try:
         done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
     except FileNotFoundError:

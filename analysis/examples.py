@@ -1,8 +1,8 @@
 # %% [markdown]
-# # What they see and write
+# # Examples of inputs and outputs
 #
-# The first test inputs and what trained nets make of them: masks, boxes, feature pyramids, attention, texts. Nothing is
-# chosen: they are the first of the test set, the first seed, the last epoch.
+# The first test inputs and the outputs of trained nets for them: masks, boxes, feature pyramids, attention, texts. They
+# are not selected: they are the first inputs of the test set, the first seed and the last epoch.
 
 # %%
 import frame
@@ -15,8 +15,8 @@ from scipy import ndimage
 
 style.use()
 names = frame.names()
-found = {net: frame.examples(net) for net in names}
-SHOWN = 3  # images of a row
+examples = {net: frame.examples(net) for net in names}
+SHOWN = 3  # examples per net
 figures = []
 
 
@@ -41,39 +41,40 @@ def save(figure: plt.Figure, name: str) -> None:
 # %% [markdown]
 # ## Masks
 #
-# The class of every pixel, written on every piece of it: the true mask, then what each variant predicts.
+# The class of every pixel, first in the true mask, then in the prediction of each variant. A number on every connected
+# piece of a class names the class.
 
 
 # %%
 def mask(axes: plt.Axes, classes: np.ndarray, count: int, title: str = "") -> None:
-    """A mask (h, w) of classes 0 (background) .. count - 1; in the middle of each piece the number of its class."""
+    """A mask (h, w) of classes 0 (background), ..., count - 1, with the class in the middle of each piece."""
     axes.imshow(np.where(classes > 0, classes, np.nan), cmap="viridis", vmin=0, vmax=count, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=8)
     back = {"boxstyle": "round,pad=0.1", "facecolor": style.INK, "linewidth": 0}
-    for each in np.unique(classes[classes > 0]):
-        pieces, number = ndimage.label(classes == each, np.ones((3, 3)))
+    for index in np.unique(classes[classes > 0]):
+        pieces, number = ndimage.label(classes == index, np.ones((3, 3)))
         for piece in range(1, number + 1):
             rows, columns = np.nonzero(pieces == piece)
-            if len(rows) >= 0.01 * classes.size:  # specks stay without a number
+            if len(rows) >= 0.01 * classes.size:  # pieces of a few pixels are not labelled
                 at = {"ha": "center", "va": "center", "fontsize": 7, "color": "white", "bbox": back}
-                axes.text(columns.mean(), rows.mean(), str(each - 1), **at)
+                axes.text(columns.mean(), rows.mean(), str(index - 1), **at)
 
 
-segmented = [net for net in names if any("masks" in each for each in found[net].values())]
+segmented = [net for net in names if any("masks" in arrays for arrays in examples[net].values())]
 if segmented:
     images = 2
-    panels = 2 + max(len(found[net]) for net in segmented)
+    panels = 2 + max(len(examples[net]) for net in segmented)
     figure, grid = grid_of(images * len(segmented), panels, 0.4)
     for k, row in enumerate(grid):
         net, image = segmented[k // images], k % images
-        variants = found[net]
-        first = next(iter(variants.values()))  # the images and the truth are every variant's
+        variants = examples[net]
+        first = next(iter(variants.values()))  # images and true masks are the same for all variants
         count = 1 + int(first["masks"].max())
         picture(row[0], first["images"][image], names[net] if image == 0 else "")
         mask(row[1], first["masks"][image], count, "truth" if image == 0 else "")
-        for axes, (variant, seen) in zip(row[2:], variants.items(), strict=False):
-            mask(axes, seen["predicted"][image], count, variant if image == 0 else "")
+        for axes, (variant, arrays) in zip(row[2:], variants.items(), strict=False):
+            mask(axes, arrays["predicted"][image], count, variant if image == 0 else "")
         for axes in row[2 + len(variants) :]:
             axes.remove()
     save(figure, "fig_masks")
@@ -81,54 +82,58 @@ if segmented:
 # %% [markdown]
 # ## Boxes
 #
-# Dashed: the true boxes. Solid: what a detector is surer of than `SURE`, with the class and how sure it is.
+# Dashed: the true boxes. Solid: the predictions whose score is above `THRESHOLD`, with their class and score.
 
 # %%
-SURE = 0.3
-detected = [net for net in names if any("predicted_boxes" in each for each in found[net].values())]
+THRESHOLD = 0.3
+detected = [net for net in names if any("predicted_boxes" in arrays for arrays in examples[net].values())]
 
 
 def box(axes: plt.Axes, corners: np.ndarray, **look: object) -> None:
+    """A box (x0, y0, x1, y1) as a rectangle."""
     x0, y0, x1, y1 = corners - 0.5  # pixel centres have whole coordinates
     axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **look))
 
 
 if detected:
-    columns = [(net, variant) for net in detected for variant in found[net]]
+    columns = [(net, variant) for net in detected for variant in examples[net]]
     figure, grid = grid_of(SHOWN, len(columns), 0.35)
     for k, row in enumerate(grid):
         for axes, (net, variant) in zip(row, columns, strict=True):
-            seen = found[net][variant]
-            picture(axes, seen["images"][k], f"{names[net]}\n{variant}" if k == 0 else "")
-            for corners, label in zip(seen["boxes"][k], seen["labels"][k], strict=True):
+            arrays = examples[net][variant]
+            picture(axes, arrays["images"][k], f"{names[net]}\n{variant}" if k == 0 else "")
+            for corners, label in zip(arrays["boxes"][k], arrays["labels"][k], strict=True):
                 if label >= 0:
                     box(axes, corners, edgecolor=style.INK, linewidth=0.8, linestyle=(0, (3, 2)))
-            predicted = (seen[f"predicted_{key}"][k] for key in ("boxes", "labels", "scores"))
-            for corners, label, sure in zip(*predicted, strict=True):
-                if label >= 0 and sure > SURE:
+            predicted = (arrays[f"predicted_{key}"][k] for key in ("boxes", "labels", "scores"))
+            for corners, label, score in zip(*predicted, strict=True):
+                if label >= 0 and score > THRESHOLD:
                     box(axes, corners, edgecolor="#c2481b", linewidth=1.2)
-                    said = f"{label} {100 * sure:.0f} %"
+                    text = f"{label} {100 * score:.0f} %"
                     back = {"boxstyle": "square,pad=0.1", "facecolor": "#c2481b", "linewidth": 0}
-                    axes.text(corners[0], corners[3] - 1, said, fontsize=6, color="white", bbox=back)
+                    axes.text(corners[0], corners[3] - 1, text, fontsize=6, color="white", bbox=back)
     save(figure, "fig_boxes")
 
 # %% [markdown]
 # ## Feature pyramids
 #
-# Of the first image: the root mean square over the channels of every map, fine to coarse.
+# The maps of the pyramid for the first image, from fine to coarse: the root mean square over the channels.
 
 # %%
 pyramids = [
-    (net, variant) for net in names for variant, each in found[net].items() if any("pyramid." in key for key in each)
+    (net, variant)
+    for net in names
+    for variant, arrays in examples[net].items()
+    if any("pyramid." in key for key in arrays)
 ]
 if pyramids:
-    levels = sorted(key for key in found[pyramids[0][0]][pyramids[0][1]] if key.startswith("pyramid."))
+    levels = sorted(key for key in examples[pyramids[0][0]][pyramids[0][1]] if key.startswith("pyramid."))
     figure, grid = grid_of(len(pyramids), 1 + len(levels), 0.25)
     for row, (net, variant) in zip(grid, pyramids, strict=True):
-        seen = found[net][variant]
-        picture(row[0], seen["images"][0], variant)
+        arrays = examples[net][variant]
+        picture(row[0], arrays["images"][0], variant)
         for axes, level in zip(row[1:], levels, strict=True):
-            axes.imshow(np.sqrt((seen[level] ** 2).mean(0)), cmap="gray_r", interpolation="nearest")
+            axes.imshow(np.sqrt((arrays[level] ** 2).mean(0)), cmap="gray_r", interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.set_title(level.removeprefix("pyramid.") if row[0] is grid[0][0] else "", fontsize=8)
     save(figure, "fig_pyramids")
@@ -136,23 +141,25 @@ if pyramids:
 # %% [markdown]
 # ## Attention
 #
-# Of the first example: how much a token (row) looks at each token (column), the mean over the heads of each layer, in
-# the first variant of each net.
+# The attention weights for the first example, in the first variant of each net: how much a token (row) attends to each
+# token (column), as the mean over the heads of a layer.
 
 # %%
-LAYERS = 4  # of a row
-attending = [net for net in names if any(key.startswith("attention.") for each in found[net].values() for key in each)]
+LAYERS = 4  # per net
+attending = [
+    net for net in names if any(key.startswith("attention.") for arrays in examples[net].values() for key in arrays)
+]
 
 
 def attention(net: str) -> list[np.ndarray]:
-    """The maps (t, s) of the first variant in the order of the net."""
-    seen = found[net][runs_first[net]]
-    keys = sorted((key for key in seen if key.startswith("attention.")), key=lambda key: int(key.partition(".")[2]))
-    return [seen[key].mean(0) for key in keys]
+    """The attention maps (t, s) of the first variant of a net, in the order of its layers."""
+    arrays = examples[net][first_variant[net]]
+    keys = sorted((key for key in arrays if key.startswith("attention.")), key=lambda key: int(key.partition(".")[2]))
+    return [arrays[key].mean(0) for key in keys]
 
 
 runs = frame.runs()
-runs_first = {net: group["variant"].iloc[0] for net, group in runs.groupby("net", sort=False)}
+first_variant = {net: group["variant"].iloc[0] for net, group in runs.groupby("net", sort=False)}
 if attending:
     figure, grid = plt.subplots(len(attending), LAYERS, squeeze=False, figsize=(style.WIDTH, 1.55 * len(attending)))
     for row, net in zip(grid, attending, strict=True):
@@ -170,15 +177,15 @@ if attending:
 # %% [markdown]
 # ## Texts
 #
-# What the nets of words write: continuations, filled gaps, translations, each variant's own.
+# The texts that language models and translators write: continuations, filled gaps and translations, per variant.
 
 # %%
 written = pd.DataFrame(
     [
         {"net": names[net], "variant": variant, "example": k + 1, "what": key, "text": text}
         for net in names
-        for variant, each in found[net].items()
-        for key, texts in each.items()
+        for variant, arrays in examples[net].items()
+        for key, texts in arrays.items()
         if isinstance(texts, list)
         for k, text in enumerate(texts[:SHOWN])
     ]
@@ -189,4 +196,4 @@ with pd.option_context("display.max_colwidth", None):
     print(written.to_string(index=False) if len(written) else "no texts")
 
 # %%
-frame.write_numbers({"figures": figures}, "seen")
+frame.write_numbers({"figures": figures}, "examples")

@@ -2,16 +2,17 @@
 # # The three claims, measured
 #
 # The abstract of the paper claims (i) that pooling lowers expressive power, (ii) that addition and concatenation reach
-# equally far in fully connected nets, (iii) that single-activation blocks reach further than multiple ones. Each is put
-# to small nets here, **before training** (hollow) **and after** (filled), over several seeds:
+# equally far in fully connected nets, (iii) that single-activation blocks reach further than multiple ones. Here each
+# claim is tested on small nets, **before training** (hollow marks) **and after** (filled marks), over several seeds:
 #
-# - **activation regions** and **affine pieces** on the plane through three test images, exactly. Writing a net
-#   differently changes the first and not the second, so the claims are read on pieces;
-# - **rank** of the Jacobian, of what the classifier reads (pooled nets) or of the scores (fully connected ones);
+# - **activation regions** and **affine pieces** on the plane through three test images, counted exactly. Two networks
+#   that compute the same function have equal pieces but not always equal regions, so a claim is best judged by pieces;
+# - **rank** of the Jacobian, of the last hidden layer (pooled nets) or of the scores (fully connected nets);
 # - **functional dimension** over a batch: in how many directions the scores can move when the weights do.
 #
-# Two sets of nets are told apart only where their ranges over the seeds are: `>` and `<` mean that every seed of the
-# one lies above, or below, every seed of the other, `=` that they are equal seed by seed, `~` that the ranges overlap.
+# Two sets of nets count as different only where their ranges over the seeds are disjoint: `>` and `<` mean that every
+# seed of the first lies above, or below, every seed of the second, `=` that they are equal seed by seed, and `~` that
+# the ranges overlap.
 
 # %%
 import frame
@@ -20,7 +21,7 @@ import style
 
 style.use()
 pooling, skips, blocks = (frame.claim(name) for name in ("pooling", "addition_concatenation", "activation_blocks"))
-NOUNS = {
+MEASURES = {
     "regions": "activation regions",
     "pieces": "affine pieces",
     "hidden_rank": "rank, last hidden layer",
@@ -33,7 +34,7 @@ pooling.head(3)
 # %% [markdown]
 # ## (i) Pooling
 #
-# One small convolutional net of two layers, its pooling exchanged and nothing else.
+# One small convolutional net of two layers; its variants differ in the pooling and in nothing else.
 
 # %%
 style.before_after(
@@ -50,11 +51,11 @@ style.before_after(
 # %% [markdown]
 # ## (ii) Addition and concatenation, (iii) one activation or several
 #
-# The copies compute what the net above them computes, with the other skip. The wide variants have the parameters of the
-# single-activation net, the others its width.
+# A copy computes the same function as the net above it, with the other kind of skip. The wide variants have as many
+# parameters as the single-activation net; the others have its width.
 
 # %%
-WORDS = {"concat": "concatenation", "add": "addition"}
+SKIP_NAMES = {"concat": "concatenation", "add": "addition"}
 
 
 def thousands(number: int) -> str:
@@ -65,7 +66,7 @@ connected = {}
 for variant, copy in (("concat", ""), ("concat", "add"), ("add", ""), ("add", "concat")):
     table = skips[(skips["variant"] == variant) & (skips["copy"] == copy)]
     size = thousands(table["parameters"].iloc[0])
-    connected[f"copied, {WORDS[copy]}, {size}" if copy else f"{WORDS[variant]}, {size}"] = table
+    connected[f"copied, {SKIP_NAMES[copy]}, {size}" if copy else f"{SKIP_NAMES[variant]}, {size}"] = table
 for variant in ("single", "double", "quadruple", "double-wide", "quadruple-wide"):
     table = blocks[blocks["variant"] == variant]
     connected[f"{variant}, {thousands(table['parameters'].iloc[0])}"] = table
@@ -86,7 +87,7 @@ style.before_after(
 
 # %%
 def relation(first: pd.Series, second: pd.Series) -> str:
-    """`=`, `>`, `<` or `~`, see above; both by seed."""
+    """`=`, `>`, `<` or `~`, as explained above; both series are indexed by seed."""
     if (first == second).all():
         return "="
     if first.min() > second.max():
@@ -95,10 +96,11 @@ def relation(first: pd.Series, second: pd.Series) -> str:
 
 
 def compare(claim: str, expected: str, measures: list[str], pairs: list[tuple[str, pd.DataFrame, str, pd.DataFrame]]):
-    """One row a measure, moment and pair (name and measurements of the first and of the second)."""
+    """One row per measure, moment and pair; a pair has the name and the measurements of the first and of the second."""
     return [
-        {"claim": claim, "measure": NOUNS[measure], "when": when, "first": one, "second": other, "expected": expected,
-         "median_first": x.median(), "median_second": y.median(), "relation": relation(x, y), "seeds": len(x)}
+        {"claim": claim, "measure": MEASURES[measure], "when": when, "first": one, "second": other,
+         "expected": expected, "median_first": x.median(), "median_second": y.median(), "relation": relation(x, y),
+         "seeds": len(x)}
         for measure in measures
         for one, a, other, b in pairs
         for when in style.MOMENTS
@@ -106,18 +108,18 @@ def compare(claim: str, expected: str, measures: list[str], pairs: list[tuple[st
     ]  # fmt: skip
 
 
-def of(table: pd.DataFrame, variant: str, copy: str = "") -> pd.DataFrame:
+def select(table: pd.DataFrame, variant: str, copy: str = "") -> pd.DataFrame:
     return table[(table["variant"] == variant) & (table["copy"] == copy)]
 
 
-pooled = [("none", of(pooling, "none"), pool, of(pooling, pool)) for pool in POOLS[1:]]
+pooled = [("none", select(pooling, "none"), pool, select(pooling, pool)) for pool in POOLS[1:]]
 copied = [
-    (f"{WORDS[net]} net", of(skips, net), f"{WORDS[copy]} copy", of(skips, net, copy))
+    (f"{SKIP_NAMES[net]} net", select(skips, net), f"{SKIP_NAMES[copy]} copy", select(skips, net, copy))
     for net, copy in (("concat", "add"), ("add", "concat"))
 ]
-trained = [("concatenation", of(skips, "concat"), "addition", of(skips, "add"))]
-equal_width = [("single", of(blocks, "single"), v, of(blocks, v)) for v in ("double", "quadruple")]
-equal_size = [("single", of(blocks, "single"), v, of(blocks, f"{v}-wide")) for v in ("double", "quadruple")]
+trained = [("concatenation", select(skips, "concat"), "addition", select(skips, "add"))]
+equal_width = [("single", select(blocks, "single"), v, select(blocks, v)) for v in ("double", "quadruple")]
+equal_size = [("single", select(blocks, "single"), v, select(blocks, f"{v}-wide")) for v in ("double", "quadruple")]
 comparisons = pd.DataFrame(
     compare("(i) none : pooled", ">", ["regions", "pieces", "hidden_rank", "functional_dimension"], pooled)
     + compare("(ii) net : exact copy", "=", ["regions", "pieces", "jacobian_rank"], copied)
@@ -132,15 +134,15 @@ comparisons
 ORDER = {">": 0, "=": 1, "~": 2, "<": 3}
 
 
-def told(rows: pd.DataFrame) -> str:
-    """`> average, max; ~ strided`: what the first of each pair is to the second."""
+def summary(rows: pd.DataFrame) -> str:
+    """The relation of the first net to the second ones, such as `> average, max; ~ strided`."""
     parts = {sign: list(group["second"]) for sign, group in rows.groupby("relation", sort=False)}
     return "; ".join(f"{sign} {', '.join(parts[sign])}" for sign in sorted(parts, key=ORDER.__getitem__))
 
 
 verdicts = pd.DataFrame(
     [
-        {"claim": claim, "measure": measure, **{when: told(rows[rows["when"] == when]) for when in style.MOMENTS}}
+        {"claim": claim, "measure": measure, **{when: summary(rows[rows["when"] == when]) for when in style.MOMENTS}}
         for (claim, measure), rows in comparisons.groupby(["claim", "measure"], sort=False)
     ]
 )
@@ -148,23 +150,24 @@ frame.write_table(verdicts, "table_verdicts")
 verdicts
 
 # %% [markdown]
-# ## Where the data disagree with the paper, first
+# ## Where the data disagree with the paper
 #
-# A comparison **contradicts** a claim when the ranges lie apart the other way round (for equality: apart at all), and
-# **supports** it when they lie apart as claimed (for equality: equal seed by seed). Everything else is **open**. The
-# claims are about the sets of functions that architectures can reach; a count at some of their points can support or
-# contradict what one would expect of them, never prove or refute them.
+# A comparison **contradicts** a claim when the ranges are disjoint the other way round (for equality: when they are
+# disjoint at all), and **supports** it when they are disjoint as claimed (for equality: when all seeds are equal).
+# Everything else is **open**. The claims are about the sets of functions that architectures can represent. A count for
+# some of these functions can agree or disagree with what a claim leads one to expect; it can neither prove nor refute
+# the claim.
 
 
 # %%
-def standing(row: pd.Series) -> str:
+def outcome(row: pd.Series) -> str:
     if row["relation"] == row["expected"]:
         return "supports"
     against = {">": "<", "=": "<>"}[row["expected"]]
     return "contradicts" if row["relation"] in against else "open"
 
 
-comparisons["standing"] = comparisons.apply(standing, axis=1)
+comparisons["outcome"] = comparisons.apply(outcome, axis=1)
 WHEN = {
     ("initial",): "before training",
     ("final",): "after training",
@@ -173,8 +176,8 @@ WHEN = {
 
 
 def sentences(kind: str) -> list[str]:
-    """One phrase a claim, measure and relation of the comparisons of a kind."""
-    rows = comparisons[comparisons["standing"] == kind]
+    """The comparisons of one kind in words, one phrase per claim, measure and relation."""
+    rows = comparisons[comparisons["outcome"] == kind]
     phrases = []
     for (claim, measure, sign, one, other), group in rows.groupby(
         ["claim", "measure", "relation", "first", "second"], sort=False
@@ -194,27 +197,27 @@ against
 
 # %%
 def medians(table: pd.DataFrame, column: str) -> dict[str, float]:
-    """Before and after training."""
+    """The median of a column before and after training."""
     return {when: float(table.loc[table["when"] == when, column].median()) for when in style.MOMENTS}
 
 
-standings = ("supports", "contradicts", "open")
+outcomes = ("supports", "contradicts", "open")
 frame.write_numbers(
     {
         "seeds": int(pooling["seed"].nunique()),
         "comparisons": len(comparisons),
-        **{kind: int((comparisons["standing"] == kind).sum()) for kind in standings},
+        **{kind: int((comparisons["outcome"] == kind).sum()) for kind in outcomes},
         "against": against,
         "parameters": {
-            "pooling": {pool: int(of(pooling, pool)["parameters"].iloc[0]) for pool in POOLS},
-            "skips": {skip: int(of(skips, skip)["parameters"].iloc[0]) for skip in WORDS},
-            "blocks": {v: int(of(blocks, v)["parameters"].iloc[0]) for v in blocks["variant"].unique()},
+            "pooling": {pool: int(select(pooling, pool)["parameters"].iloc[0]) for pool in POOLS},
+            "skips": {skip: int(select(skips, skip)["parameters"].iloc[0]) for skip in SKIP_NAMES},
+            "blocks": {v: int(select(blocks, v)["parameters"].iloc[0]) for v in blocks["variant"].unique()},
         },
-        "pieces": {pool: medians(of(pooling, pool), "pieces")["final"] for pool in POOLS},
-        "max_regions": medians(of(pooling, "max"), "regions")["final"],
-        "hidden_dim": {pool: int(of(pooling, pool)["hidden_dim"].iloc[0]) for pool in POOLS},
+        "pieces": {pool: medians(select(pooling, pool), "pieces")["final"] for pool in POOLS},
+        "max_regions": medians(select(pooling, "max"), "regions")["final"],
+        "hidden_dim": {pool: int(select(pooling, pool)["hidden_dim"].iloc[0]) for pool in POOLS},
         "input_dim": int(pooling["input_dim"].iloc[0]),
-        "error": {pool: float(f"{medians(of(pooling, pool), 'test_error')['final']:.1f}") for pool in POOLS},
+        "error": {pool: float(f"{medians(select(pooling, pool), 'test_error')['final']:.1f}") for pool in POOLS},
         "scores_rank": [int(skips["jacobian_rank"].min()), int(skips["jacobian_rank"].max())],
         "classes": int(skips["output_dim"].iloc[0]),
         "saturated": sum(
@@ -222,5 +225,5 @@ frame.write_numbers(
             for table in (pooling, skips, blocks)
         ),
     },
-    "expressive_power",
+    "claims",
 )
