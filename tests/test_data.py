@@ -127,7 +127,7 @@ def test_the_shares_of_the_processes_are_the_batch(kind, total, size, world, see
     size *= world
     if min(size, total) % world:
         with pytest.raises(
-            SkipformError, match=rf"^data\.batch_size: \d+; accepted: a multiple of {world}, the processes$"
+            SkipformError, match=rf"^data\.batch_size: \d+; accepted: a multiple of {world}, the number of processes$"
         ):
             make(total, size, seed=seed, share=(0, world))
         return

@@ -48,13 +48,18 @@ def test_every_program_call_runs(command, tmp_path, monkeypatch):
 
 def test_every_stage_explains_itself():
     for stage in cli.STAGES:
-        said = io.StringIO()
-        with redirect_stdout(said), pytest.raises(SystemExit) as left:
+        printed = io.StringIO()
+        with redirect_stdout(printed), pytest.raises(SystemExit) as exit_:
             cli.main([stage, "--help"])
-        assert left.value.code == 0
-        assert said.getvalue().startswith(f"usage: skipform {stage}")
+        assert exit_.value.code == 0
+        assert printed.getvalue().startswith(f"usage: skipform {stage}")
 
 
 def test_every_file_named_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+    named = re.findall(r"`((?:src|analysis|experiments|paper)/[^` ]*)`", README)
+    read = [
+        f"src/skipform/{path}"
+        for path in re.findall(r"`((?:theory|compiler|measure|nets|tasks|data)/\w[^` ]*)`", README)
+    ]
+    for target in [*re.findall(r"\]\(([^)#:]+)\)", README), *named, *read]:
         assert (ROOT / target).exists(), target

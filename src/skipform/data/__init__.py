@@ -1,4 +1,4 @@
-"""The data sets: one class per kind of data, one file each; the sets that a kind reads are its SETS.
+"""The data sets: one class per kind of data, one file each. SETS in that file lists the sets that the class reads.
 
     images.py   masks.py   boxes.py   text.py   translation.py      the kinds
     module.py   epochs.py   source.py   scenes.py                   what they share
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from skipform.data.epochs import Loader
 
 SHARED = {"module", "epochs", "source", "scenes"}  # files that are not kinds of data
-LOCAL = {"root", "download"}  # arguments of where this machine keeps the files: no part of what a run is
+LOCAL = {"root", "download"}  # where this machine keeps the files: arguments that are not part of a run's config
 
 
 class Data(Protocol):
-    """What a kind of data promises to stages and tasks.
+    """The interface of a kind of data, on which stages and tasks rely.
 
     A kind whose examples are token sequences also has text(tokens (n, t)) -> list of n strings.
     """
@@ -35,11 +35,11 @@ class Data(Protocol):
     name: str  # of the set
 
     def __init__(self, name: str, *, root: str = "data", download: bool = False, seed: int = 0, **rest: Any) -> None:
-        """Check the arguments; no file is touched. `root`, `download` and `seed` are no part of what the data is."""
+        """Check the arguments; no file is touched. `root`, `download` and `seed` do not change the content of the set."""
 
     @staticmethod
     def states(name: str, **arguments: Any) -> dict[str, Any]:
-        """Arguments of nets and tasks that the set decides, before any file is read: in_channels, num_classes, ..."""
+        """The arguments of nets and tasks that the set determines (in_channels, num_classes, ...); reads no file."""
 
     def prepare_data(self) -> None:
         """Check or fetch the files: SkipformError, one line, names the first that is missing or altered."""
@@ -111,7 +111,8 @@ def build(seed: int, *, lightning: bool = False, **block: Any) -> Any:
 
 
 class _DataPackage(ModuleType):
-    """This package, and a function: importing it binds the name `data` in `skipform`, which thus has to be both."""
+    """A module that can be called. Importing the package binds the name `skipform.data`, which has to be the public
+    function of that name as well."""
 
     def __call__(self, name: str, *, seed: int = 0, **arguments: Any) -> Any:
         """The set `name` as a LightningDataModule; see the kinds for the arguments.

@@ -1,4 +1,4 @@
-"""Images and the boxes of what is in them: scenes of digits, blood cells (BCCD), COCO 2017.
+"""Images and the boxes of the objects in them: scenes of digits, blood cells (BCCD), COCO 2017.
 
 Letters: n images of a batch, c channels, h w height and width, k objects of an image.
 """
@@ -24,8 +24,8 @@ from skipform.data.scenes import scenes
 from skipform.data.source import ArchiveSource, Source
 from skipform.errors import SkipformError
 
-# Number of classes; mean and standard deviation per channel of the training images scaled to [0, 1] (of ImageNet's for
-# COCO, as is usual).
+# Number of classes; mean and standard deviation per channel of the training images scaled to [0, 1] (for COCO, as is
+# usual, those of ImageNet).
 SETS = {
     "digit_boxes": (10, (0.164,), (0.201,)),
     "bccd": (3, (0.737, 0.696, 0.715), (0.061, 0.102, 0.075)),
@@ -40,7 +40,7 @@ COCO_MD5 = {  # of the archives
     "annotations/annotations_trainval2017.zip": "f4bbac642086de4f52a3fdda2de5fa2c",
 }
 COCO_IMAGES = {"train": 118_287, "val": 5_000}
-CROP_SIDES = (384, 600)  # DETR's crops: least and greatest side, after the image's shorter side is one of the next
+CROP_SIDES = (384, 600)  # DETR's crops: minimum and maximum side, after the image is scaled to one of the next line
 SIDES_BEFORE_CROP = (400, 500, 600)
 
 Target = dict[str, Any]
@@ -64,19 +64,19 @@ class Example:
 
 
 class Boxes(DataModule):
-    """Images of objects, a box and a class for every object. A batch is
+    """Images of objects, with a box and a class for every object. A batch is
 
-    images   (n, c, h, w) standardised per channel, each at the top left of its place, zeros right of it and below
+    images   (n, c, h, w) standardised per channel; smaller images are padded with zeros on the right and below
     targets  for each image {"boxes": float32 (k, 4) as x0 y0 x1 y1 in pixels, "labels": int64 (k,) of 0 .. classes - 1,
-             "iscrowd": int64 (k,) of 0, 1, "size": (h, w) of the image without the zeros}
+             "iscrowd": int64 (k,) of 0, 1, "size": (h, w) of the image without padding}
 
     Boxes without an area are left out.
 
-    digit_boxes   scenes of scikit-learn's digits (see `scenes`), `scenes` of them to train on and an eighth as many to
-                  test.
+    digit_boxes   scenes of scikit-learn's digits (see `scenes`), `scenes` of them for training and an eighth as many
+                  for testing.
     bccd          364 microscope images of blood, 640x480, with 4,155 - 2 red cells (two boxes have no area), 372 white
-                  ones and 361 platelets; MIT. 205 + 87 to train on, 72 to test, in ROOT/bccd/BCCD, or packed in
-                  ROOT/bccd/BCCD.tar. Every file is checked against its md5 sum in bccd.md5.
+                  cells and 361 platelets; MIT licence. 205 + 87 for training, 72 for testing, in ROOT/bccd/BCCD, or
+                  packed in ROOT/bccd/BCCD.tar. Every file is checked against its md5 sum in bccd.md5.
     coco2017      118,287 + 5,000 photographs, 80 classes, in ROOT/coco/{train2017,val2017,annotations}. No checksums of
                   the photographs are known: one is taken as intact if it is not empty.
 
@@ -85,18 +85,18 @@ class Boxes(DataModule):
         root: the folder that holds the files; digit_boxes need none.
         download: fetch files that are missing or altered; without it they are an error.
         batch_size: images of a training batch; an epoch has only full ones (fewer images than that make one batch).
-        validation: bccd's own 87 are held out as a third split, not trained on.
+        validation: the 87 validation images of bccd are held out as a third split, not trained on.
         limit: use only this number of images of each split, the first ones.
-        scenes, canvas, digits, size: of digit_boxes.
-        sides: the shorter side of an image becomes one of these, drawn in training, the last one in testing; none
-            leaves images as they are.
-        longest: the longer side never exceeds this, whatever `sides` says.
+        scenes, canvas, digits, size: for digit_boxes, the number of training scenes, and arguments of `scenes`.
+        sides: images are scaled to one of these shorter sides, drawn at random in training, the last one in testing;
+            if there are none, images are not scaled.
+        longest: a scaled image's longer side is at most this, whatever `sides` says.
         crop: with this probability a training image is scaled to a shorter side of 400, 500 or 600 and replaced by a
             part of it, 384 to 600 wide and high, before `sides` (DETR, Appendix A.4). A box that is cut off is left
             out.
         flip: training images are mirrored left-right with probability 1/2.
         workers: processes that read images; 0 reads them in this one. The batches are the same.
-        seed: with the epoch's number it fixes everything that is drawn in that epoch.
+        seed: with the epoch's number it determines everything that is random in that epoch.
     """
 
     TARGETS = "boxes"
@@ -171,7 +171,7 @@ class Boxes(DataModule):
         self.splits = {split: examples[: self.limit] for split, examples in parts.items()}
 
     def loader(self, split: str, *, training: bool = False) -> "BoxBatches":
-        """In training with random crops, sizes and mirrors."""
+        """The batches of a split; in training with random crops, sizes and mirroring."""
         examples, seed = self.splits[split], self.seed if training else None
         epochs = BoxEpochs(len(examples), self.batch_size, seed=seed, share=self.share)
         _, mean, deviation = SETS[self.name]
@@ -220,7 +220,7 @@ class Augmentation:
 
 
 class BoxEpochs(Epochs):
-    """Epochs whose order numpy draws, as it draws the variations of the images."""
+    """Epochs whose order is drawn by numpy, like the variations of the images."""
 
     def order(self, generator: torch.Generator) -> Tensor:
         draw = np.random.default_rng([self.seed, self.epoch])  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ class BoxEpochs(Epochs):
 class BoxBatches(Loader):
     """Batches of images of several sizes, padded, and their targets; see `Boxes`.
 
-    In training image i is varied as drawn from (seed, epoch, i), in whatever process it is read.
+    In training the variation of image i depends only on (seed, epoch, i), not on the process that reads the image.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class BoxBatches(Loader):
             batch_sampler=[indices.tolist() for indices in self.batch_sampler],
             num_workers=self.workers,
             collate_fn=_uncollated,
-            generator=torch.Generator(),  # DataLoader would draw from torch's own, which is the net's
+            generator=torch.Generator(),  # DataLoader would draw from the global one, which the net uses
         )
         for batch in batches:
             yield _padded(batch)
@@ -274,7 +274,7 @@ def _uncollated(batch: list[tuple[Tensor, Target]]) -> list[tuple[Tensor, Target
 
 
 def _padded(batch: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
-    """Images of several sizes as one tensor (n, c, h, w), zeros right of them and below."""
+    """Images of several sizes as one tensor (n, c, h, w), padded with zeros on the right and below."""
     images, targets = zip(*batch, strict=True)
     h, w = (max(image.shape[axis] for image in images) for axis in (1, 2))
     padded = [functional.pad(image, (0, w - image.shape[2], 0, h - image.shape[1])) for image in images]
@@ -290,7 +290,7 @@ def _scenes(split: str, count: int, canvas: int, digits: tuple[int, int], size: 
 
 
 def _sums() -> dict[str, str]:
-    """bccd.md5, as `md5sum -c` reads it inside the folder BCCD: file -> md5 sum."""
+    """File -> md5 sum, from bccd.md5, which `md5sum -c` can check inside the folder BCCD."""
     lines = Path(__file__).with_name("bccd.md5").read_text(encoding="ascii").splitlines()
     return {file: md5 for md5, file in (line.split(maxsplit=1) for line in lines)}
 
@@ -329,7 +329,7 @@ def _example(source: bytes | Path, boxes: list[list[float]], labels: list[int], 
 
 
 class CocoAnnotations(ArchiveSource):
-    """The two files of COCO's boxes; one is intact if it lists as many images as there are."""
+    """The two annotation files of COCO; a file is intact if it lists the right number of images."""
 
     def is_intact(self, file: str) -> bool:
         part = next(part for part in COCO_IMAGES if file == _coco_file(part))
@@ -350,7 +350,7 @@ def _coco_source(
 
 
 def _coco_file(part: str) -> str:
-    """Where the boxes of a part are."""
+    """The annotation file of a part."""
     return f"annotations/instances_{part}2017.json"
 
 

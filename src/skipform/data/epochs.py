@@ -16,17 +16,17 @@ from skipform.errors import SkipformError
 class Epochs:
     """The batches of every epoch, as indices below `count`.
 
-    Training (`seed` given): an order drawn anew for each epoch from (seed, epoch) alone, cut into full batches. What
-    does not fill a batch is left out of that epoch; fewer examples than a batch make one batch. The r-th of R processes
-    takes the r-th of R equal parts of every batch.
+    Training (`seed` given): an order that is drawn anew for each epoch, from (seed, epoch) only, and cut into full
+    batches. Examples that do not fill a batch are left out of that epoch; fewer examples than a batch make one batch.
+    The r-th of R processes takes the r-th of R equal parts of every batch.
 
-    Evaluation (`seed` is None): all indices in order, of which the r-th of R processes takes every R-th, from r on. The
-    last batch may be smaller.
+    Evaluation (`seed` is None): all indices in order, of which the r-th of R processes takes every R-th, starting at r.
+    The last batch may be smaller.
 
     Args:
-        count: how many examples there are.
+        count: the number of examples.
         batch_size: B in training, n in evaluation.
-        seed: of the orders; None for evaluation.
+        seed: determines the orders; None for evaluation.
         share: (r, R).
 
     Raises:
@@ -40,7 +40,7 @@ class Epochs:
         self.batch_size = batch_size if seed is None else min(batch_size, count)
         if seed is not None and self.batch_size % share[1]:
             raise SkipformError(
-                f"data.batch_size: {self.batch_size}; accepted: a multiple of {share[1]}, the processes"
+                f"data.batch_size: {self.batch_size}; accepted: a multiple of {share[1]}, the number of processes"
             )
 
     def set_epoch(self, epoch: int) -> None:
@@ -74,7 +74,7 @@ class Epochs:
         return torch.Generator().manual_seed(int(mixed[0] >> np.uint64(1)))
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """The indices of all processes' training batches, (batches, B): a permutation, its last part left out."""
+        """The indices of all processes' training batches, (batches, B): a permutation without its last part."""
         full = torch.randperm(self.count, generator=generator)[: len(self) * self.batch_size]
         return full.view(-1, self.batch_size)
 
@@ -85,7 +85,7 @@ class Epochs:
 
 
 class Loader:
-    """What a Trainer takes in place of a DataLoader. A subclass makes batches of the indices from `batch_sampler`.
+    """Replaces torch's DataLoader for a Trainer. A subclass turns the indices from `batch_sampler` into batches.
 
     torch's DataLoader fetches examples one by one and collates them on the CPU, often in other processes. The examples
     here are in memory or on the GPU, where one indexing operation makes a batch of them.

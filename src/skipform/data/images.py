@@ -38,16 +38,16 @@ SETS = {
 
 
 class Images(DataModule):
-    """One set of images, in memory as its bytes (184 MB for CIFAR-10), on the device that trains.
+    """One set of images, stored as bytes (184 MB for CIFAR-10) on the device that trains.
 
-    Each batch is scaled to [0, 1], standardised per channel, cropped and mirrored there. It is (images (n, c, h, w),
-    labels int64 (n,)).
+    A batch is (images (n, c, h, w), labels int64 (n,)). Its images are scaled to [0, 1], standardised per channel,
+    cropped and mirrored on that device.
 
     digits          1,797 real 8x8 scans, 1 channel, from scikit-learn's wheel. The last 450 are for testing, 1,347 for
-                    training: "last" in the file's order and per class (`in_class_order`), so that most of the test
-                    digits come from writers of whom no digit was trained on.
+                    training, "last" in the file's order within each class (`in_class_order`), so that most of the
+                    test digits come from writers who wrote no training digit.
     cifar10         50,000 + 10,000 of 32x32, 3 channels, in ROOT/cifar-10-batches-py.
-    fashion_mnist   60,000 + 10,000 of 28x28, 1 channel, in ROOT/FashionMNIST/raw/*.gz (read packed as they are).
+    fashion_mnist   60,000 + 10,000 of 28x28, 1 channel, in ROOT/FashionMNIST/raw/*.gz (read without unpacking).
 
     The files of the last two are those of torchvision, checked against its md5 sums before use.
 
@@ -61,7 +61,7 @@ class Images(DataModule):
         crop: training images are padded by this number of zeros on each side and cropped at random (after
             standardisation, so that zero is the mean).
         flip: training images are mirrored left-right with probability 1/2.
-        seed: with the epoch's number it fixes the order, the crops and the flips of that epoch.
+        seed: with the epoch's number it determines the order, the crops and the flips of that epoch.
     """
 
     TARGETS = "labels"
@@ -156,10 +156,11 @@ def standardiser(
 
 
 class ImageBatches(Loader):
-    """Batches cut from images and labels on their device: in training cropped and mirrored at random, otherwise as
-    they are.
+    """Batches of images and labels, made on their device: cropped and mirrored at random in training, otherwise
+    unchanged.
 
-    All that is random in an epoch is drawn on the CPU and moved at its start: within it the host never waits.
+    Everything random in an epoch is drawn on the CPU and copied to the device at its start, so that the host never
+    waits for the device within an epoch.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class ImageBatches(Loader):
             yield self._varied(self.standardise(self.images[chosen]), *variation.unbind(1)), self.labels[chosen]
 
     def _drawn(self, count: int, generator: torch.Generator) -> Tensor:
-        """Of each of `count` images: the crop's top, its left, whether it is mirrored; (count, 3)."""
+        """For each of `count` images the top and the left of its crop and whether it is mirrored, (count, 3)."""
         drawn = torch.zeros(3, count, dtype=torch.int64)
         if self.crop or self.flip:
             drawn[:2] = torch.randint(2 * self.crop + 1, (2, count), generator=generator)
@@ -199,7 +200,7 @@ class ImageBatches(Loader):
         return drawn.T
 
     def _varied(self, images: Tensor, top: Tensor, left: Tensor, mirrored: Tensor) -> Tensor:
-        """images (n, c, h, w) -> each cropped from its padded self and mirrored; top, left, mirrored (n,)."""
+        """The images (n, c, h, w), padded, cropped and mirrored as top, left and mirrored (n,) say."""
         if not (self.crop or self.flip):
             return images
         n, c, h, w = images.shape
@@ -212,9 +213,9 @@ class ImageBatches(Loader):
 
 
 def in_class_order(labels: np.ndarray) -> np.ndarray:
-    """The indices by their relative rank within their class, ties in the given order.
+    """The indices in the order of their relative rank within their class; ties stay in the given order.
 
-    Any head or tail of it has every class in proportion, to within one image.
+    The first or last k of them have every class in proportion, to within one image.
     """
     rank = np.empty(len(labels))
     for label in np.unique(labels):

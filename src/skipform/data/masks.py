@@ -47,10 +47,10 @@ VOC_SIDE = 500  # no image of VOC is higher or wider
 
 
 class Masks(DataModule):
-    """One set of images and their masks, in memory as bytes, on the device that trains.
+    """One set of images and their masks, stored as bytes on the device that trains.
 
-    digit_masks   scenes of scikit-learn's digits (see `scenes`): 0 background, 1 + digit. A fifth as many are for
-                  testing, of digits that no training scene shows.
+    digit_masks   scenes of scikit-learn's digits (see `scenes`): 0 background, 1 + digit. There are a fifth as
+                  many test scenes, of digits that are in no training scene.
     isbi2012      30 neighbouring slices of a fly's nerve cord, 512x512, 1 channel: 0 membrane, 1 cell. The masks of the
                   challenge's own test are not public; here slices 0 .. 23 are for training, 24 .. 29 for testing: a
                   block, since neighbours look alike. In ROOT/isbi2012_unet/data/membrane, or packed in
@@ -69,7 +69,7 @@ class Masks(DataModule):
         download: fetch files that are missing or altered; without it they are an error.
         batch_size: images of a training batch; an epoch has only full ones (fewer images than that make one batch).
         limit: use only this number of images of each split, the first ones.
-        scenes, canvas, digits, size: of digit_masks: how many are for training, and the arguments of `scenes`.
+        scenes, canvas, digits, size: for digit_masks, the number of training scenes, and arguments of `scenes`.
         crop: training images are cropped at random to this number of pixels a side; None: they are whole.
         crops: the number of crops of each image in an epoch of training.
         symmetries: 2: training images are mirrored left-right with probability 1/2; 8: each of the square's symmetries
@@ -77,8 +77,8 @@ class Masks(DataModule):
         elastic: training images are deformed: the points of a 3x3 grid over the image move by random vectors, normal
             with a deviation of this number of pixels, and all points between by bicubic interpolation (U-Net, Section
             3.1, has 10); what is beyond the border is mirrored.
-        seed: with the epoch's number it fixes the order and variations of that epoch. Scenes are the same for every
-            seed.
+        seed: with the epoch's number it determines the order and variations of that epoch. Scenes are the same for
+            every seed.
     """
 
     TARGETS = "masks"
@@ -172,12 +172,13 @@ class Masks(DataModule):
 
 
 class Tiles(Loader):
-    """Batches cut from images and their masks on their device: in training random crops with random variations,
+    """Batches of images and their masks, made on their device: random crops with random variations in training,
     otherwise whole images.
 
-    All that is random in an epoch is drawn on the CPU and moved at its start: within it the host never waits.
+    Everything random in an epoch is drawn on the CPU and copied to the device at its start, so that the host never
+    waits for the device within an epoch.
 
-    batch_sampler: index i stands for a crop of image i modulo N, so that a count of k N gives k crops of every image.
+    batch_sampler: index i means a crop of image i modulo N, so that a count of k N gives k crops of every image.
     """
 
     def __init__(
@@ -217,7 +218,7 @@ class Tiles(Loader):
             yield self._turned(images, turns), self._turned(masks, turns)[:, 0].long()
 
     def _cut(self, chosen: Tensor, corner: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """Image chosen[i] from its corner[i] on, deformed: (n, c, h, w), and its mask (n, 1, h, w)."""
+        """The crop of image chosen[i] with its top left at corner[i], deformed: (n, c, h, w); its mask (n, 1, h, w)."""
         height, width = self.masks.shape[1:]
         at = chosen[:, None, None, None]
         channel = torch.arange(self.images.shape[1], device=chosen.device)[:, None, None]
@@ -232,14 +233,14 @@ class Tiles(Loader):
         x, y = columns[:, 0] + moved[:, 0], rows[:, 0] + moved[:, 1]  # n h w
         grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), -1)  # n h w 2
 
-        def sampled(of: Tensor, mode: str) -> Tensor:
-            return functional.grid_sample(of, grid, mode=mode, padding_mode="reflection", align_corners=True)
+        def sampled(x: Tensor, mode: str) -> Tensor:
+            return functional.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=True)
 
         masks = self.masks[chosen][:, None].float()  # n 1 H W
         return sampled(self.standardise(self.images[chosen]), "bilinear"), sampled(masks, "nearest")
 
     def _turned(self, images: Tensor, turned: Tensor) -> Tensor:
-        """(n, c, h, w), each mirrored left-right, top-bottom and at the diagonal, as turned (n, 3) has it."""
+        """Images (n, c, h, w) mirrored left-right, top-bottom and at the diagonal where turned (n, 3) is True."""
         changes = (lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.transpose(2, 3))
         for change, wanted in list(zip(changes, turned.T, strict=True))[: {1: 0, 2: 1, 8: 3}[self.symmetries]]:
             images = torch.where(wanted[:, None, None, None], change(images), images)
@@ -300,7 +301,7 @@ def _read(name: str, root: str, limit: int | None) -> tuple[tuple[str, tuple[Ten
 
 
 def _decoded(source: Source, file: str) -> np.ndarray:
-    """(H, W) of a picture with one channel or a palette, (H, W, 3) of others."""
+    """The pixels of a picture: (H, W) if it has one channel or a palette, otherwise (H, W, 3)."""
     try:
         return np.array(Image.open(io.BytesIO(source.read(file))))
     except OSError as error:

@@ -25,7 +25,7 @@ class DataModule:
         accepted: the names of the sets that this kind reads.
         root: the folder in which this machine keeps its data.
         download: whether `prepare_data` fetches files that are missing or altered.
-        seed: of the order of every epoch, and of all else that is drawn in it.
+        seed: determines the order of every epoch and everything else that is random in it.
     """
 
     TARGETS: ClassVar[str]
@@ -44,11 +44,11 @@ class DataModule:
         return ["test"]
 
     def sources(self) -> Iterator[Source]:
-        """The files of the set, none if it comes with an installed package. Each source may need those before it."""
+        """The files of the set; none if it comes with an installed package. A source may need the ones before it."""
         yield from ()
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments besides name, root and download that decide which files are needed."""
+        """The arguments, other than name, root and download, that determine which files are needed."""
         return {}
 
     def prepare_data(self) -> None:
@@ -82,12 +82,12 @@ class DataModule:
 
     @property
     def share(self) -> tuple[int, int]:
-        """This process's number and how many there are."""
+        """The number of this process and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @property
     def device(self) -> torch.device:
-        """Where batches are cut: the device that trains, so that no batch is copied there on its own."""
+        """The device that trains. The examples are stored there, so that no batch has to be copied to it."""
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property

@@ -13,10 +13,10 @@ from torch import Tensor
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 
-# An enlarged digit is drawn where it is at least so bright, a quarter or just below: no interpolated value is equal to
-# it, so that rounding decides nothing.
+# An enlarged digit is drawn where it is at least this bright (about a quarter). No interpolated value is equal to this
+# threshold, so that rounding does not matter.
 INK = 63.5 / 255
-TRIES = 100  # places tried for a digit, and scenes begun anew, before a canvas counts as too small
+TRIES = 100  # attempts to place a digit, and to compose a scene, before the canvas is called too small
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,20 @@ def scenes(
     overlap: float = 0.1,
     noise: int = 48,
 ) -> Scenes:
-    """`count` scenes of the digits of one split; the i-th depends on (split, seed, i) and the keywords alone.
+    """`count` scenes of the digits of one split; the i-th depends only on (split, seed, i) and the keywords.
 
-    A digit x, 8x8, becomes R x R^T with R (s, 8) of bilinear interpolation. Its ink, what is at least INK bright, is
-    drawn over the background and is its mask; the tight box round the ink is its box. No ink lies on other ink.
+    A digit x, 8x8, becomes R x R^T with R (s, 8) of bilinear interpolation. Its ink, the pixels that are at
+    least INK bright, is drawn over the background and is its mask; the smallest box around the ink is its box. The inks
+    of two digits do not overlap.
 
     Args:
         split: "train" or "test", as in `Images`: no writer's digit is in scenes of both.
-        seed: with the scene's number it fixes all that is drawn.
+        seed: with the scene's number it determines everything that is random in the scene.
         canvas: h.
-        digits: fewest and most of one scene, drawn evenly.
-        size: least and greatest s, drawn evenly.
-        overlap: what two boxes have in common is at most this share of the smaller one.
-        noise: each pixel of the background is drawn evenly from 0 .. noise; up to 63, ink is brighter.
+        digits: the minimum and maximum number of digits in a scene, which is drawn uniformly.
+        size: the minimum and maximum s, which is drawn uniformly.
+        overlap: the intersection of two boxes is at most this share of the smaller one.
+        noise: each pixel of the background is drawn uniformly from 0 .. noise; ink is brighter if that is at most 63.
     """
     for key, (least, most), lowest in (("digits", digits, 1), ("size", size, 8)):
         if not lowest <= least <= most:
@@ -96,7 +97,7 @@ def _scene(
     overlap: float,
     noise: int,
 ) -> tuple[np.ndarray, ...] | None:
-    """Image, mask, boxes, labels of one scene; None if a digit finds no room."""
+    """Image, mask, boxes and labels of one scene; None if there is no room for one of its digits."""
     image = draw.integers(0, noise + 1, (canvas, canvas), np.uint8)
     mask = np.zeros((canvas, canvas), np.uint8)
     boxes: list[tuple[int, int, int, int]] = []
@@ -120,7 +121,7 @@ def _scene(
 
 
 def _shared(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> float:
-    """What two boxes have in common, as a share of the smaller one."""
+    """The area of the intersection of two boxes, as a share of the smaller one."""
     width = min(one[2], other[2]) - max(one[0], other[0])
     height = min(one[3], other[3]) - max(one[1], other[1])
     smaller = min((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (one, other))

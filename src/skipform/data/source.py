@@ -1,4 +1,4 @@
-"""The files of a data set: where they lie, whether they are intact, and how they are fetched."""
+"""The files of a data set: where they are, whether they are intact, and how they are fetched."""
 
 import hashlib
 import tarfile
@@ -19,11 +19,11 @@ class Source:
     """Files below a folder, each of which can be fetched from its own address.
 
     Args:
-        folder: the files lie here.
+        folder: where the files are.
         checksums: file, as a path below `folder` -> the md5 (32 digits) or sha256 sum (64 digits) of its content; None
-            where none is known, then a file is intact if it is not empty.
+            if it is unknown, and then any file that is not empty counts as intact.
         url: the address of a file without its name.
-        archive: a tar of the same files; one that is not in the folder is read from there.
+        archive: a tar of the same files, from which those are read that are not in the folder.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Source:
             raise SkipformError(f"{self.folder / file}: {state} at {self.url} too")
 
     def damaged(self) -> dict[str, str]:
-        """The files that are not as they should be -> "missing", or "altered or cut short"."""
-        self.__dict__.pop("members", None)  # fetching changes what the archive holds
+        """The files that are not intact -> "missing", or "altered or cut short"."""
+        self.__dict__.pop("members", None)  # a fetched archive may have other members
         return {
             file: "altered or cut short" if self.exists(file) else "missing"
             for file in self.checksums
@@ -63,14 +63,14 @@ class Source:
         return (self.folder / file).is_file() or file in self.members
 
     def is_intact(self, file: str) -> bool:
-        """Whether a file that exists is as it should be."""
+        """Whether a file that exists has the right content."""
         if checksum := self.checksums[file]:
             return digest(self.read(file), checksum) == checksum
         path = self.folder / file
         return (path.stat().st_size if path.is_file() else self.members[file].size) > 0
 
     def read(self, file: str) -> bytes:
-        """The content of a file that exists; of an archive that was cut short before the file's end, nothing."""
+        """The content of a file that exists; b"" if it is in an archive that ends before the file does."""
         path = self.folder / file
         if path.is_file():
             return path.read_bytes()
@@ -83,19 +83,19 @@ class Source:
 
     @cached_property
     def members(self) -> dict[str, tarfile.TarInfo]:
-        """The files in the archive; of one that was cut short, those that are left."""
-        found: dict[str, tarfile.TarInfo] = {}
+        """The files in the archive; if it was cut short, those before its end."""
+        members: dict[str, tarfile.TarInfo] = {}
         if self.archive and self.archive.is_file():
             try:
                 with tarfile.open(self.archive) as tar:
                     for member in tar:
-                        found[member.name] = member
+                        members[member.name] = member
             except tarfile.TarError:  # it was cut short, or is no tar
-                return found
-        return found
+                return members
+        return members
 
     def fetch(self, files: Iterable[str]) -> None:
-        """Fetch each of the files; discard one that arrives with another checksum."""
+        """Fetch the files one by one; discard a file that arrives with another checksum."""
         for file in files:
             self._download(self.url + file, file)
 
@@ -117,7 +117,7 @@ class Source:
             partial.unlink(missing_ok=True)
 
     def unpacked(self, content: bytes) -> bytes:
-        """The bytes whose checksum counts, of a file's content."""
+        """The bytes of a file that its checksum is of: its content, unless a subclass decompresses it."""
         return content
 
 
@@ -127,8 +127,8 @@ class ArchiveSource(Source):
     Args:
         url: the address of the archive.
         md5: its md5 sum, if known.
-        inside: the folder of the archive that corresponds to `folder`. Of its subfolders those that hold files of the
-            set are unpacked.
+        inside: the folder of the archive that corresponds to `folder`. Only its subfolders that hold files of the set
+            are unpacked.
     """
 
     def __init__(
@@ -145,15 +145,15 @@ class ArchiveSource(Source):
         self.md5, self.inside = md5, inside
 
     def fetch(self, files: Iterable[str]) -> None:
-        """Fetch the archive and put its files into the folder.
+        """Fetch the archive and move its files into the folder.
 
-        The archive is removed afterwards, unless it was there before or is itself read from.
+        The archive is removed afterwards, unless it existed before or files are read from it.
         """
         from torchvision.datasets.utils import download_url, extract_archive
 
         archive = self.folder / Path(self.url).name
         if self.md5 is None:
-            archive.unlink(missing_ok=True)  # download_url would take it for the archive, whatever it is
+            archive.unlink(missing_ok=True)  # download_url would take any file of that name for the archive
         keep = archive.is_file() or archive == self.archive
         folders = {Path(file).parts[0] for file in self.checksums}
         try:

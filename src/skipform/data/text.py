@@ -21,7 +21,7 @@ from skipform.errors import SkipformError
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 OTHER, MASK = len(ALPHABET), len(ALPHABET) + 1
-UNASKED = -100  # the target where nothing is to be predicted: the one that torch's cross-entropy passes over
+UNASKED = -100  # the target where nothing is to be predicted; torch's cross-entropy ignores it
 
 SETS = ("python_topics", "tiny_shakespeare")
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -29,30 +29,29 @@ SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/t
 
 
 def encoded(text: str) -> Tensor:
-    """The text's tokens, (N,)."""
+    """The tokens of a text, (N,)."""
     place = {character: token for token, character in enumerate(ALPHABET)}
     return torch.tensor([place.get(character, OTHER) for character in text], dtype=torch.int64)
 
 
 class Text(DataModule):
-    """One text, in memory as its tokens, on the device that trains. The last tenth of it is for testing.
+    """One text, stored as tokens on the device that trains. The last tenth of it is for testing.
 
-    python_topics       what Python's help() explains of the language, 79 texts of 465,000 characters in Python 3.11, in
-                        alphabetical order; other versions of Python word it differently.
+    python_topics       the texts about the language in Python's help(), 79 texts of 465,000 characters in Python 3.11,
+                        in alphabetical order; other versions of Python have other texts.
     tiny_shakespeare    1,115,394 characters of plays (A. Karpathy), in ROOT/tinyshakespeare/input.txt, checked against
                         its sha256 sum. Split as nanoGPT splits it.
 
-    A batch is (tokens (n, t), targets (n, t)): what a net sees, and what it should predict at each place, or -100 where
-    nothing is to be predicted.
+    A batch is (tokens (n, t), targets (n, t)): the input of a net, and the token that it should predict at each place,
+    or -100 where nothing is to be predicted.
 
     causal    the target is the next character.
-    masked    round(0.15 t) places of each window are drawn and are to be predicted. What the net sees there is the mask
-              in 80 % of the cases, any character in 10 %, the right one in 10 % (Devlin et al. 2019, Section 3.1 and
-              A.1).
+    masked    round(0.15 t) random places of each window are to be predicted. There the input is the mask in 80 % of the
+              cases, a random character in 10 %, and the right one in 10 % (Devlin et al. 2019, Section 3.1 and A.1).
 
-    An epoch of training is `steps` batches of windows anywhere in the text. Testing goes once through all of the held
-    out characters in adjoining windows, the last of which overlaps the one before and asks only for what is new; masks
-    are the same for every seed.
+    An epoch of training is `steps` batches of windows anywhere in the text. A test goes once through all held-out
+    characters in adjoining windows. The last window overlaps the one before it, and only its new characters are to be
+    predicted. The masks of a test are the same for every seed.
 
     Args:
         name: the set.
@@ -63,7 +62,7 @@ class Text(DataModule):
         batch_size: windows of a training batch.
         steps: batches of an epoch.
         limit: use only the characters of the first `limit` windows of each split.
-        seed: with the epoch's number it fixes the windows and masks of that epoch.
+        seed: with the epoch's number it determines the windows and masks of that epoch.
     """
 
     TARGETS = "text"
@@ -109,7 +108,7 @@ class Text(DataModule):
                 raise SkipformError(f"data.context: {self.context}; accepted: below {len(characters)}, all of {split}")
 
     def text(self, tokens: Tensor) -> list[str]:
-        """The texts of tokens (n, t); any other character as the replacement character, the mask as a block."""
+        """The texts of tokens (n, t). The token 96 becomes the replacement character U+FFFD, the mask a full block."""
         characters = ALPHABET + "\ufffd\u2588"
         return ["".join(characters[token] for token in row) for row in tokens.tolist()]
 
@@ -144,12 +143,13 @@ class WindowEpochs(Epochs):
 
 
 class Windows(Loader):
-    """Batches of windows cut from one text on its device.
+    """Batches of windows of one text, made on its device.
 
-    Training: windows that begin where `batch_sampler` draws them. Evaluation: every place once, in adjoining windows,
-    as many as `batch_sampler` counts.
+    In training, `batch_sampler` draws where the windows begin. In evaluation they adjoin and contain every place once;
+    `batch_sampler` has their number.
 
-    All that is random in an epoch is drawn on the CPU and moved at its start: within it the host never waits.
+    Everything random in an epoch is drawn on the CPU and copied to the device at its start, so that the host never
+    waits for the device within an epoch.
     """
 
     def __init__(self, text: Tensor, context: int, batch_sampler: Epochs, *, masked: bool) -> None:
@@ -180,20 +180,20 @@ class Windows(Loader):
             yield torch.where(shown < 0, seen, shown), torch.where(asked, target, UNASKED)
 
     def _drawn(self, starts: Tensor, fresh: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """For windows that begin at `starts` and ask from their place `fresh` on: the starts, which places are to be
-        predicted, (windows, t), and the token that is shown instead of the text's own, or -1, (windows, t)."""
+        """For windows that begin at `starts` and predict from their place `fresh` on: the starts; whether a place is to
+        be predicted, (windows, t); and the token that replaces the text's token in the input, or -1, (windows, t)."""
         asked = torch.arange(self.context) >= fresh[:, None]
         shown = torch.full_like(asked, -1, dtype=torch.int64)
         if self.masked:
             asked &= _places(len(starts), self.context, generator)
-            means = torch.rand(asked.shape, generator=generator)
+            choice = torch.rand(asked.shape, generator=generator)
             other = torch.randint(MASK, asked.shape, generator=generator)
-            shown = torch.where(asked & (means < 0.9), torch.where(means < 0.8, MASK, other), shown)
+            shown = torch.where(asked & (choice < 0.9), torch.where(choice < 0.8, MASK, other), shown)
         return starts, asked, shown
 
 
 def _places(windows: int, t: int, generator: torch.Generator) -> Tensor:
-    """round(0.15 t) different places of each window, as True in (windows, t)."""
+    """A mask (windows, t) that is True at round(0.15 t) random places of each window."""
     order = torch.rand(windows, t, generator=generator).argsort(1)
     return order.argsort(1) < round(0.15 * t)
 

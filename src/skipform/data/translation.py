@@ -1,4 +1,4 @@
-"""Pairs of texts of the same meaning: dates as several languages write them and in digits, and Multi30k.
+"""Pairs of texts with the same meaning: dates in several languages and in ISO form, and Multi30k.
 
 Letters: n pairs of a batch, N pairs of a split, s and t tokens of source and target.
 
@@ -28,7 +28,7 @@ PAD, BEGIN, END = 0, 1, 2
 SPECIAL = ["<pad>", "<s>", "</s>"]
 
 LOCALES = ("en", "de", "fr", "es", "it", "nl")
-FORMATS = ("full", "long", "medium")  # "short" leaves open which number is the month, and which century it is
+FORMATS = ("full", "long", "medium")  # "short" is ambiguous: it does not tell the month from the day, nor the century
 FIRST, LAST = date(1950, 1, 1), date(2049, 12, 31)
 CHARACTERS = " ,-.0123456789ADFJMNOSTWabcdefghijklmnopqrstuvwxyzáäéìû"
 TRAIN_DATES, TEST_DATES = 7_200, 540
@@ -51,7 +51,7 @@ MULTI30K = {  # sha256 sums of the texts, decompressed
     "test_2016_flickr.fr": "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6",
 }
 
-# set -> the widths (s, t) that its batches may have: few, because a compiled step is compiled anew for every width
+# set -> the widths (s, t) that its batches may have: only a few, because a step is compiled for each width
 SETS = {
     "dates": ((24, 12), (40, 12)),
     "multi30k": ((16, 16), (24, 24), (32, 32), (48, 48), (96, 96)),
@@ -60,17 +60,17 @@ Texts = dict[str, tuple[list[str], list[str]]]  # split -> sources, targets
 
 
 class Translation(DataModule):
-    """One set of pairs, in memory as its tokens, on the device that trains.
+    """One set of pairs, stored as tokens on the device that trains.
 
-    dates       days of 1950 to 2049 as six languages write them out, in the full, long and medium formats of Babel's
-                locale data, and their ISO form: "Tuesday, March 5, 2019" and "5 mrt 2019" -> "2019-03-05". 7,200 days
+    dates       days of 1950 to 2049 in six languages, in the full, long and medium formats of Babel's locale data, and
+                their ISO form: "Tuesday, March 5, 2019" and "5 mrt 2019" -> "2019-03-05". 7,200 days
                 for training and 540 others for testing, each day once, in one language and format, the same for every
                 seed. A character is a token.
     multi30k    29,000 + 1,014 + 1,000 captions of photographs and their translations (Elliott et al. 2016), task 1
                 raw: train, val and test_2016_flickr in ROOT/multi30k, compressed (train.de.gz) or not (train.de),
-                checked against sha256 sums before use. Tokens are pairs of bytes merged, on the training part of both
-                languages together, until there are `vocab_size` (byte pair encoding: Sennrich et al. 2016), so that
-                every text can be encoded.
+                checked against sha256 sums before use. Byte pair encoding (Sennrich et al. 2016), trained on the
+                training parts of both languages together, makes `vocab_size` tokens, with which every text can be
+                encoded.
 
     A batch is (source (n, s), target (n, t)).
 
@@ -79,10 +79,10 @@ class Translation(DataModule):
         root: the folder that holds the files; dates need none.
         download: fetch files that are missing or altered; without it they are an error.
         source, target: the languages of multi30k.
-        vocab_size: tokens of multi30k's two languages together.
+        vocab_size: the number of tokens of multi30k, for both languages together.
         batch_size: pairs of a training batch; an epoch has only full ones (fewer pairs than that make one batch).
-        limit: use only the first `limit` pairs of each split; the vocabulary remains that of all pairs.
-        seed: with the epoch's number it fixes the order of that epoch.
+        limit: use only the first `limit` pairs of each split; the vocabulary is still that of all pairs.
+        seed: with the epoch's number it determines the order of that epoch.
     """
 
     TARGETS = "pairs"
@@ -104,7 +104,7 @@ class Translation(DataModule):
         for key, language in (("source", source), ("target", target)):
             if language not in get_args(Language):
                 raise SkipformError(f"unknown data.{key} {language!r}; accepted: {', '.join(get_args(Language))}")
-        bytes_and_special = 256 + len(SPECIAL)  # any byte is a token
+        bytes_and_special = 256 + len(SPECIAL)  # every byte is a token
         check_at_least(vocab_size=(vocab_size, bytes_and_special), batch_size=(batch_size, 1), limit=(limit, 1))
         self.languages, self.vocab_size = (source, target), vocab_size
         self.batch_size, self.limit = batch_size, limit
@@ -152,12 +152,13 @@ class Translation(DataModule):
 
 
 class PairEpochs(Epochs):
-    """Epochs whose training batches are of pairs of one width, so that little of a batch is padding; which pairs, and
-    when, is random.
+    """Epochs whose training batches have pairs of similar width, so that little of a batch is padding. Which pairs are
+    together, and the order of the batches, are random.
 
     Args:
         source, target: tokens (N, s), (N, t), padded.
-        widths: (s, t), ascending. A batch has the first that holds all its pairs, or that of all N pairs if none does.
+        widths: (s, t), ascending. A batch has the first width that is enough for all its pairs; if none is, the width
+            of all N pairs.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class PairEpochs(Epochs):
 
 
 class PairBatches(Loader):
-    """Batches cut from the tokens of both sides, on their device."""
+    """Batches of the tokens of both sides, made on their device."""
 
     batch_sampler: PairEpochs
 
@@ -199,7 +200,7 @@ class PairBatches(Loader):
         )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # The width is that of all processes' pairs: they compute batches of the same shape.
+        # The width is chosen for the pairs of all processes, so that their batches have the same shape.
         epochs = self.batch_sampler
         batches: Iterator[tuple[Tensor | slice, Tensor | slice]]
         if epochs.seed is None:
@@ -207,8 +208,8 @@ class PairBatches(Loader):
         else:
             order = epochs.order(epochs.generator())
             batches = zip(order, epochs.own(order).to(self.source.device), strict=True)
-        for everyones, own in batches:
-            s, t = epochs.extents(everyones)
+        for everywhere, own in batches:
+            s, t = epochs.extents(everywhere)
             yield self.source[own, :s], self.target[own, :t]
 
 
@@ -229,7 +230,7 @@ def _read(name: str, root: str, source: str, target: str, vocab_size: int) -> tu
 
 
 def _dates() -> Texts:
-    """The i-th day of a fixed random order, written in the i-th language and format, these again and again."""
+    """Days in a fixed random order, written in all languages and formats in turn."""
     from babel.dates import format_date
 
     days = (LAST - FIRST).days + 1
@@ -245,7 +246,7 @@ def _dates() -> Texts:
 
 
 def _characters() -> Tokenizer:
-    """A token for each of CHARACTERS."""
+    """A vocabulary with one token per character of CHARACTERS."""
     tokens = {word: token for token, word in enumerate([*SPECIAL, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(tokens))  # any other character is an error
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -270,13 +271,13 @@ def _merged_bytes(texts: list[str], vocab_size: int) -> Tokenizer:
 
 
 class CompressedSource(Source):
-    """Files NAME.gz, which may also lie decompressed as NAME; their checksums are those of the decompressed content."""
+    """Files NAME.gz, or decompressed files NAME; their checksums are those of the decompressed content."""
 
     def exists(self, file: str) -> bool:
         return super().exists(file) or (self.folder / file).with_suffix("").is_file()
 
     def read(self, file: str) -> bytes:
-        """The decompressed content; nothing, if it cannot be decompressed."""
+        """The decompressed content; b"" if it cannot be decompressed."""
         if not super().exists(file):
             return (self.folder / file).with_suffix("").read_bytes()
         try:

@@ -96,7 +96,8 @@ def _experiment_file(argv: list[str]) -> Path:
 
 
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The options of this stage, the values given for keys of the experiment file, and `root` and `download` of data."""
+    """The options of this stage, the values given for keys of the experiment file, and `root` and `download` of the
+    data."""
     import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 

@@ -32,10 +32,10 @@ def main(
 ) -> None:
     """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
 
-    Per variant, seed, moment (initial, final) and slice k: activation regions and affine pieces on the segment from test
-    image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features, the
-    input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch` test
-    images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. Results
+    Per variant, seed, moment (initial, final) and slice k: activation regions and affine pieces on the segment from
+    test image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features,
+    the input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch`
+    test images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. Results
     are stored in OUT.partial as they come, so that a killed measurement continues from there.
 
     Args:

@@ -1,6 +1,6 @@
-"""What is minimised and what is scored: one LightningModule per kind of target, the file name is the registry.
+"""The tasks: a loss and its scores as a LightningModule, one file per kind of target. The file name is its name.
 
-A task is given a net and never asks which architecture it is.
+A task takes any net of the right inputs and outputs and does not depend on its architecture.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from skipform.errors import SkipformError
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
 
-SHARED = {"task", "optimizer"}  # files that the tasks share, no tasks themselves
+SHARED = {"task", "optimizer"}  # files that are not tasks
 
 
 def names() -> list[str]:
@@ -35,9 +35,9 @@ def build(name: str, net: nn.Module, optimizer: Optimizer | Mapping[str, Any] | 
 
     Args:
         name: classify, segment, detect, language_model or translate.
-        net: what is trained.
+        net: the net to train.
         optimizer: an `Optimizer` or its arguments; stochastic gradient descent by default.
-        options: arguments of the task's class, as num_classes of `Segment`.
+        options: arguments of the task's class, such as num_classes of `Segment`.
 
     Raises:
         SkipformError: unknown task, unknown or missing argument; one line that names what is accepted.

@@ -9,7 +9,8 @@ from skipform.tasks.task import Task
 
 
 class Classify(Task):
-    """Cross-entropy of one label per input; the error is the share of inputs whose largest score is another class.
+    """Cross-entropy of one label per input; the error is the share of inputs whose largest score is that of another
+    class.
 
     net: inputs (n, ...) -> scores (n, classes). A batch is (inputs (n, ...), labels (n,)).
     """

@@ -1,7 +1,7 @@
-"""Objects in an image: a box and a class each.
+"""Objects in an image: a box and a class for every object.
 
 Letters: n images, q predictions of an image, c classes, l read-outs of a net (the auxiliary ones, then the last), K
-objects in all images, m pairs of a prediction and an object.
+objects in all images together, m pairs of a prediction and an object.
 """
 
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ NOTHING = 0.1  # weight of "no object" in the cross-entropy
 
 
 class Detect(Task):
-    """Average precision as COCO has it, by pycocotools, of at most 100 boxes an image: `ap` over IoU 0.50, 0.55, ...,
-    0.95, `ap50` at 0.50, `ap75` at 0.75. A batch is (images (n, c, h, w), targets), see `data.boxes.Boxes`.
+    """Average precision as COCO defines it, by pycocotools, of at most 100 boxes per image: `ap` over IoU 0.50, 0.55,
+    ..., 0.95, `ap50` at 0.50, `ap75` at 0.75. A batch is (images (n, c, h, w), targets), see `data.boxes.Boxes`.
 
-    A net that takes targets, forward(images, targets), knows its losses, as torchvision's detectors do: of a list of
-    images (c, h, w), in training, {name: loss}, of which the sum is minimised; in evaluation mode for each image
-    {"boxes", "scores", "labels"}.
+    A net whose forward(images, targets) takes targets computes its own losses, like torchvision's detectors: for a list
+    of images (c, h, w) it returns {name: loss} in training, and the sum is minimised; in evaluation mode it returns
+    {"boxes", "scores", "labels"} for each image.
 
-    Any other, forward(images, mask), predicts a set, {"logits", "boxes", "auxiliary"}, as DETR does: minimised is
-    `set_loss`; every prediction counts, as the likeliest class other than "no object".
+    Any other net predicts a set, forward(images, mask) -> {"logits", "boxes", "auxiliary"}, like DETR: `set_loss` is
+    minimised, and every prediction counts as an object of its likeliest class other than "no object".
     """
 
     TARGETS = "boxes"
@@ -47,7 +47,9 @@ class Detect(Task):
         self.takes_targets = "targets" in signature(self.net.forward).parameters
 
     def compile_step(self, *, channels_last: bool, backend: str = "inductor") -> None:
-        raise SkipformError("trainer.fast: true; accepted with task detect: false, for its loss has no fixed shapes")
+        raise SkipformError(
+            "trainer.fast: true; accepted with task detect: false, because the shapes in its loss are not fixed"
+        )
 
     def step(self, images: Tensor, targets: list[Target]) -> Numbers:
         loss = (
@@ -65,7 +67,7 @@ class Detect(Task):
 
     def metrics(self) -> MetricCollection:
         precision = MeanAveragePrecision(backend="pycocotools")
-        precision.warn_on_many_detections = False  # the best 100 count, as COCO has it
+        precision.warn_on_many_detections = False  # the best 100 count, as COCO defines it
         return MetricCollection({"precision": precision})
 
     def scores(self, split: str) -> dict[str, float]:
@@ -76,14 +78,14 @@ class Detect(Task):
         return {ours: 100 * values[theirs].item() for ours, theirs in names.items()}
 
     def predict(self, images: Tensor, targets: list[Target] | None = None) -> list[dict[str, Tensor]]:
-        """Boxes x0 y0 x1 y1 in pixels, scores and labels of each image; of targets only "size" is read, and without
-        them an image has no zeros around it."""
+        """Boxes x0 y0 x1 y1 in pixels, scores and labels of each image; only "size" is read of targets, and
+        without targets an image has no padding."""
         if targets is None:
             targets = [{"size": tuple(images.shape[-2:])}] * len(images)
         return self._detections(self._output(images, targets), targets)
 
     def examples(self, images: Tensor, targets: list[Target]) -> dict[str, Tensor | list[str]]:
-        """An image with fewer boxes than another one has boxes of label -1 to the same number."""
+        """Images, and true and predicted boxes; images with fewer boxes have further ones of label -1."""
         predicted = self.predict(images, targets)
         return {
             "images": images,
@@ -95,7 +97,7 @@ class Detect(Task):
         }
 
     def _output(self, images: Tensor, targets: list[Target]) -> Any:
-        """The net's output for the images alone."""
+        """The net's output for images without targets."""
         return self(cut(images, targets)) if self.takes_targets else self(images, present(images, targets))
 
     def _detections(self, output: Any, targets: list[Target]) -> list[dict[str, Tensor]]:
@@ -103,7 +105,7 @@ class Detect(Task):
 
     def _own_loss(self, images: Tensor, targets: list[Target]) -> Tensor:
         mode = self.net.training
-        self.net.training = True  # for held-out images too, in which its layers stay in evaluation mode
+        self.net.training = True  # also for held-out images, while the layers inside stay in evaluation mode
         losses = self(cut(images, targets), objects(targets))
         self.net.training = mode
         return torch.stack(list(losses.values())).sum()
@@ -113,12 +115,12 @@ class Detect(Task):
 
 
 def cut(images: Tensor, targets: list[Target]) -> list[Tensor]:
-    """The images without the zeros that make them one tensor."""
+    """The images without their padding."""
     return [image[:, :h, :w] for image, (h, w) in zip(images, (target["size"] for target in targets), strict=True)]
 
 
 def present(images: Tensor, targets: list[Target]) -> Tensor:
-    """Where an image is none of these zeros: boolean (n, h, w)."""
+    """True where an image is not padding: (n, h, w)."""
     mask = torch.zeros_like(images[:, 0], dtype=torch.bool)
     for row, target in zip(mask, targets, strict=True):
         row[: target["size"][0], : target["size"][1]] = True
@@ -126,7 +128,7 @@ def present(images: Tensor, targets: list[Target]) -> Tensor:
 
 
 def objects(targets: list[Target]) -> list[Target]:
-    """Boxes and labels to learn from: those that are no crowd."""
+    """The boxes and labels to learn from: those of single objects, not of crowds."""
     single = [target["iscrowd"] == 0 for target in targets]
     return [{key: target[key][one] for key in ("boxes", "labels")} for target, one in zip(targets, single, strict=True)]
 
@@ -143,16 +145,17 @@ def detections(output: dict[str, Any], sizes: list[tuple[int, int]]) -> list[dic
 
 
 def set_loss(output: dict[str, Any], targets: list[Target], *, share: bool = False) -> Tensor:
-    """The loss of "End-to-end object detection with transformers", eq. (2) and Sections 3.1, A.4. Of each read-out,
-    paired with the objects by `match`, and added over all of them:
+    """The loss of "End-to-end object detection with transformers", eq. (2) and Sections 3.1, A.4. For each read-out,
+    with predictions paired with objects by `match`, and summed over the read-outs:
 
-        weighted mean over all predictions of -log p(class), the class of one without an object being "no object"
+        weighted mean over all predictions of -log p(class), where the class of an unpaired prediction is "no object"
         + 1/K sum over the pairs of  5 |b - b'|_1 + 2 (1 - GIoU(b, b'))
 
-    with boxes as centre, width, height in shares of the image's size. "No object" weighs 0.1, every class 1.
+    with boxes as centre, width and height, relative to the size of the image. "No object" has weight 0.1, and
+    every class has weight 1.
 
-    share: K, 1 at least, and the sum of the weights are means over the processes, so that their mean gradient is that
-    of all images in one.
+    share: K (at least 1) and the sum of the weights are averaged over the processes, so that the mean of their
+    gradients is the gradient for all images together.
     """
     logits = torch.cat([output["auxiliary"]["logits"], output["logits"][None]]).float()  # l n q c+1
     boxes = torch.cat([output["auxiliary"]["boxes"], output["boxes"][None]]).float()  # l n q 4
@@ -173,22 +176,23 @@ def set_loss(output: dict[str, Any], targets: list[Target], *, share: bool = Fal
         distributed.all_reduce(sizes)
         sizes = sizes / distributed.get_world_size()
     entropy = functional.cross_entropy(logits.flatten(0, 2), classes.flatten(), weight, reduction="sum")
-    near, goal = boxes[layer, image, query], goals[number]  # m 4
-    distance = (near - goal).abs().sum()
-    apart = generalized_box_iou_loss(corners(near), corners(goal), reduction="sum")
-    return entropy / sizes[0] + (BOX * distance + OVERLAP * apart) / sizes[1].clamp(min=1)
+    predicted, goal = boxes[layer, image, query], goals[number]  # m 4
+    distance = (predicted - goal).abs().sum()
+    giou_loss = generalized_box_iou_loss(corners(predicted), corners(goal), reduction="sum")
+    return entropy / sizes[0] + (BOX * distance + OVERLAP * giou_loss) / sizes[1].clamp(min=1)
 
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, labels: Tensor, goals: Tensor, counts: list[int]) -> Tensor:
-    """Read-out, image, prediction and object of each pair, (4, m): in each read-out of each image the objects, its own
-    counts[i] of the K, are paired one to one with predictions so that the sum of
+    """Read-out, image, prediction and object of each pair, (4, m). For each read-out and each image i, its counts[i]
+    objects are paired one to one with predictions so that the sum of
 
         -p(class of the object) + 5 |b - b'|_1 - 2 GIoU(b, b')
 
-    is least; if there are more objects than predictions, objects are left. One wait for the device.
+    is minimal. If there are more objects than predictions, some objects are not paired. The host waits once for the
+    device.
 
-    logits (l, n, q, c+1), boxes (l, n, q, 4), labels (K,), goals (K, 4), boxes as centre, width, height.
+    logits (l, n, q, c+1), boxes (l, n, q, 4), labels (K,), goals (K, 4); boxes as centre, width, height.
     """
     overlap = generalized_box_iou(corners(boxes).flatten(0, 2), corners(goals)).view(*boxes.shape[:3], len(goals))
     cost = BOX * torch.cdist(boxes, goals, 1) - OVERLAP * overlap - logits.softmax(-1)[..., labels]  # l n q K

@@ -1,6 +1,6 @@
-"""A text, a token from those before it or a masked one from those around it.
+"""Language models: predict a token from those before it, or a masked token from those around it.
 
-Letters: n windows, t tokens of a window, v tokens there are.
+Letters: n windows, t tokens of a window, v the size of the vocabulary.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from skipform.tasks.task import Task
 
 
 class LanguageModel(Task):
-    """Cross-entropy of the tokens asked for, in nats a token; perplexity, its exponential; accuracy, the share of them
+    """Cross-entropy in nats per token to be predicted; perplexity, its exponential; accuracy, the share of these tokens
     that have the largest score.
 
-    net: tokens (n, t) -> scores (n, t, v). A batch is (tokens (n, t), targets (n, t)), with -100 for a target where
-    nothing is asked: next tokens or masked ones, the loss is the same.
+    net: tokens (n, t) -> scores (n, t, v). A batch is (tokens (n, t), targets (n, t)), where a target of -100 is not to
+    be predicted. The loss is the same for next tokens and for masked ones.
 
     Args:
-        context: the number of tokens that the net takes at once.
-        objective: what `examples` shows, a causal net's continuation or what a masked one fills in.
+        context: the largest number of tokens that the net takes.
+        objective: causal or masked; `examples` shows continuations or filled gaps.
     """
 
     TARGETS = "text"
@@ -55,7 +55,7 @@ class LanguageModel(Task):
         return numbers
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({"perplexity": MeanMetric()})  # of the loss; `scores` makes a perplexity of it
+        return MetricCollection({"perplexity": MeanMetric()})  # the mean loss, of which `scores` takes the exponential
 
     def scores(self, split: str) -> dict[str, float]:
         return {name: torch.tensor(percent / 100).exp().item() for name, percent in super().scores(split).items()}
@@ -66,8 +66,8 @@ class LanguageModel(Task):
 
     @torch.no_grad()
     def examples(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor | list[str]]:
-        """Tokens; `Text.text` makes texts of them. Causal: the window's first half, what follows there, and t tokens
-        drawn at temperature 0.8 instead. Masked: what the net sees, what stood there, and what it fills in."""
+        """Tokens, which `Text.text` turns into texts. Causal: the first half of a window, its second half, and t tokens
+        that the net draws instead, at temperature 0.8. Masked: the input, the true text, and the net's text."""
         if self.objective == "masked":
             asked = targets >= 0
             filled = torch.where(asked, self.predict(tokens), tokens)
@@ -88,8 +88,8 @@ def generate(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The prompt and `count` more tokens, each drawn from softmax(scores / temperature) after the last `context` ones,
-    the likeliest at temperature 0; (n, t + count). The net should be in evaluation mode."""
+    """The prompt and `count` more tokens, (n, t + count). Every token is drawn from softmax(scores / temperature),
+    given the last `context` tokens; at temperature 0 it is the likeliest. The net should be in evaluation mode."""
     tokens = prompt
     for _ in range(count):
         scores = net(tokens[:, -context:])[:, -1]  # n v

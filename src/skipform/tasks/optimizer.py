@@ -1,4 +1,4 @@
-"""How a loss is minimised: the optimiser, the learning rate's schedule, and which parameters decay."""
+"""The optimiser, the schedule of the learning rate, and which parameters have weight decay."""
 
 import math
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ Schedule = Literal["constant", "multistep", "cosine", "linear", "inverse_sqrt"]
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An optimiser as plain data; `build` makes it for a net.
+    """An optimiser as plain data; `build` creates it for a net.
 
     Args:
-        name: sgd, nesterov (both with `momentum`), adam (decay in the gradient) or adamw (decay apart).
+        name: sgd, nesterov (both with `momentum`), adam (decay added to the gradient) or adamw (decoupled decay).
         lr: the learning rate before `schedule` scales it.
         momentum: of sgd and nesterov.
         betas, eps: of adam and adamw.
         weight_decay: on every trained parameter, biases and normalisations too, as in the papers on ResNets;
             with decayed = "matrices" only on those of two or more dimensions, as in those on Transformers.
-        factors: {start of a parameter's name: what its learning rate is multiplied by}, as {backbone: 0.1} in DETR.
+        factors: {start of a parameter's name: factor of its learning rate}, such as {backbone: 0.1} in DETR.
         schedule, milestones, decay, warmup, floor: see `scale`.
     """
 
@@ -48,8 +48,8 @@ class Optimizer:
                 raise SkipformError(f"unknown {what} {name!r}; accepted: {', '.join(get_args(accepted))}")
 
     def build(self, net: nn.Module, steps: float, *, fused: bool = False) -> dict[str, Any]:
-        """What `LightningModule.configure_optimizers` returns, for a training of `steps` steps (infinity
-        where the schedule need not know).
+        """The result of `LightningModule.configure_optimizers` for a training of `steps` steps (infinity if the
+        schedule does not depend on them).
 
         fused: the optimiser's step in one kernel.
         """
@@ -64,7 +64,7 @@ class Optimizer:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """The trained parameters, those of the same rate and decay together."""
+        """The trained parameters, grouped by learning rate and decay."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors = self.factors or {}
         for prefix in factors:
@@ -82,7 +82,7 @@ class Optimizer:
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
     def scale(self, step: int, steps: float) -> float:
-        """What the learning rate is multiplied by at `step` of 0 .. steps - 1.
+        """The factor of the learning rate at `step` of 0 .. steps - 1:
 
         f + (1 - f) s(step / steps), times min(1, (step + 1) / warmup), with f = `floor` and
 

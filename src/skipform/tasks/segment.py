@@ -22,21 +22,21 @@ THRESHOLDS = torch.arange(10) / 10  # of ISBI 2012's scores
 
 
 class Segment(Task):
-    """Cross-entropy per pixel; the error is the share of pixels whose largest score is another class.
+    """Cross-entropy per pixel; the error is the share of pixels whose largest score is that of another class.
 
-    net: images (n, c, H, W) -> scores (n, K, h, w). A batch is (images, masks (n, H, W)). Scores of another size than
-    the image are compared with it centre on centre.
+    net: images (n, c, H, W) -> scores (n, K, h, w). A batch is (images, masks (n, H, W)). If scores and
+    mask differ in size, their centres are compared.
 
-    Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of what prediction and
-    mask share, over what they cover (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two
-    classes and none ignored also pixel_error and rand_error as ISBI 2012 defined them, of class 1 (the cells).
+    Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of intersection over
+    union of prediction and mask (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two classes,
+    none of them ignored, also pixel_error and rand_error of class 1 (the cells), as ISBI 2012 defined them.
 
     Args:
         num_classes: K.
-        ignore_index: pixels of this class count nowhere.
-        class_weights: of each class's pixels in the loss, one number a class; none: all alike.
-        mirror: images are continued by their mirror image, so far that the net scores all of their pixels: U-Net's
-            overlap-tile strategy. For nets that say how large the image must be (`room`).
+        ignore_index: pixels of this class are ignored in loss and scores.
+        class_weights: the weight in the loss of the pixels of each class; by default all are equal.
+        mirror: images are extended by their mirror image, so far that the net scores all of their pixels: U-Net's
+            overlap-tile strategy. For nets with a method `room`, which states how large the image must be.
     """
 
     TARGETS = "masks"
@@ -56,7 +56,7 @@ class Segment(Task):
     ) -> None:
         super().__init__(net, optimizer)
         if class_weights is not None and len(class_weights) != num_classes:
-            raise SkipformError(f"task.class_weights: {class_weights}; accepted: {num_classes} numbers, one a class")
+            raise SkipformError(f"task.class_weights: {class_weights}; accepted: {num_classes} numbers, one per class")
         if mirror and not hasattr(self.net, "room"):
             raise SkipformError(
                 f"task.mirror: true, but {type(self.net).__name__} does not say how large an image must be;"
@@ -93,20 +93,20 @@ class Segment(Task):
         return {"images": images, "masks": masks, "predicted": scores.argmax(1)}
 
     def _compared(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n, K, h, w) and the pixels (n, h, w) that they are of."""
+        """Scores (n, K, h, w) and the part of the masks (n, h, w) that they belong to."""
         scores = self._scores(images)
         h, w = (min(*sizes) for sizes in zip(scores.shape[-2:], masks.shape[-2:], strict=True))
         return centre(scores, h, w), centre(masks, h, w)
 
     def _scores(self, images: Tensor) -> Tensor:
-        """The net's scores, of the images continued by their mirror image if `mirror`."""
+        """The net's scores; if `mirror`, of images that are extended by their mirror image."""
         if self.mirror:
             images = mirrored(images, *(self.net.room(size) for size in images.shape[-2:]))  # type: ignore[operator]
         return self(images)
 
     def _loss_and_error(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
         """Loss and error of scores (n, K, h, w)."""
-        # of pixels in a row, for in two dimensions CUDA has no deterministic kernel
+        # flattened, because CUDA has no deterministic kernel for two-dimensional inputs
         logarithms, classes = scores.log_softmax(1).movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
         ignored = -100 if self.ignore_index is None else self.ignore_index
         loss = functional.nll_loss(logarithms, classes, self.weights, ignore_index=ignored)
@@ -123,7 +123,7 @@ def centre(x: Tensor, h: int, w: int) -> Tensor:
 
 
 def mirrored(x: Tensor, h: int, w: int) -> Tensor:
-    """(..., H, W) -> (..., h, w): x in the middle, continued by its mirror image as often as it takes."""
+    """(..., H, W) -> (..., h, w): x in the middle, extended by its mirror image as often as necessary."""
     for axis, size in ((-2, h), (-1, w)):
         length = x.shape[axis]
         at = torch.arange(size, device=x.device) - (size - length) // 2
@@ -176,15 +176,16 @@ class RandError(Metric):
 
 
 def rand_score(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """The foreground-restricted Rand score of two pictures of cells, bool (h, w), each cell a region of 4-neighbours.
+    """The foreground-restricted Rand score of two pictures of cells, bool (h, w); a cell is a 4-connected region.
 
-    Of ordered pairs of pixels within the true cells: with S those in one cell of both, T in one true cell, P in one
-    predicted cell, the harmonic mean 2 S / (T + P) of S / P and S / T. A pixel predicted to be no cell is a cell of its
-    own. 1 where there are no true cells. (Arganda-Carreras et al. 2015, Section 3.2, whose normalisation this is.)
+    Consider the ordered pairs of pixels within true cells. Let T be the number of pairs in the same true cell, P in the
+    same predicted cell, S in the same cell of both. The score is the harmonic mean 2 S / (T + P) of S / P and S / T. A
+    pixel that is predicted to be no cell counts as a cell by itself. Without true cells the score is 1. The
+    normalisation is that of Arganda-Carreras et al. (2015), Section 3.2.
     """
     ours, theirs = (ndimage.label(picture)[0][truth] for picture in (predicted, truth))
     lone = ours == 0
     together = theirs[~lone].astype(np.int64) * (ours.max(initial=0) + 1) + ours[~lone]
-    squares = [float((np.bincount(all).astype(float) ** 2).sum()) for all in (theirs, ours[~lone])]
+    squares = [float((np.bincount(cells).astype(float) ** 2).sum()) for cells in (theirs, ours[~lone])]
     shared = float((np.unique(together, return_counts=True)[1].astype(float) ** 2).sum()) + lone.sum()
     return 2 * shared / (sum(squares) + lone.sum()) if truth.any() else 1.0

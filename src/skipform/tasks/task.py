@@ -1,4 +1,4 @@
-"""What all tasks share: the steps of a LightningModule, what it logs of an epoch, the optimiser, the compiled step."""
+"""The base of all tasks: the steps of a LightningModule, the logging of an epoch, the optimiser, the compiled step."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,14 +21,14 @@ class Task(LightningModule):
     """A net with its loss and its scores, which any Lightning Trainer trains on any loader of its kind of batches.
 
     Logged at the end of every epoch are `train/loss`, `val/loss`, `test/loss` and, in percent unless the task says
-    otherwise, its scores: `train/error`, `val/error`, ... Those of `train` are taken while training, in the epoch's own
-    batches, the others in evaluation mode. Within an epoch the numbers stay on the device.
+    otherwise, its scores: `train/error`, `val/error`, ... Those of `train` are computed while training, from the
+    batches of the epoch, the others in evaluation mode. Within an epoch the numbers stay on the device.
 
     Validation loaders are logged as `val`, `val_1`, `val_2`, ... in their order. A data module may name the splits that
     they hold in `held_out`; "validation" is then logged as `val`, "test" as `test`.
 
-    A checkpoint holds all that `load_from_checkpoint(path)` needs, if the net comes from `skipform.build`; for other
-    nets it is load_from_checkpoint(path, net=net).
+    `load_from_checkpoint(path)` needs only the checkpoint if the net comes from `skipform.build`; other nets have to be
+    given: load_from_checkpoint(path, net=net).
 
     A task defines `step` and
 
@@ -37,7 +37,7 @@ class Task(LightningModule):
         HIGHER_IS_BETTER    whether a higher score is better
 
     Args:
-        net: the net; or, as a checkpoint has it, the {"net": NAME, argument: value, ...} block that describes it.
+        net: the net; or, as in a checkpoint, the {"name": NAME, argument: value, ...} block that describes it.
         optimizer: how the loss is minimised, an `Optimizer` or its arguments.
     """
 
@@ -75,11 +75,11 @@ class Task(LightningModule):
         return self.run_step(*batch)
 
     def predict(self, inputs: Any, targets: Any = None) -> Any:
-        """What the task makes of the net's output: classes, boxes, tokens. Only some tasks read anything of targets."""
+        """The predictions for a batch of inputs: classes, boxes or tokens. Most tasks do not read the targets."""
         raise NotImplementedError
 
     def examples(self, *batch: Any) -> dict[str, Tensor | list[str]]:
-        """What a page can show of a batch: inputs, targets and predictions by name, with one entry per example."""
+        """Inputs, targets and predictions of a batch by name, with one entry per example, for display."""
         raise NotImplementedError
 
     def metrics(self) -> MetricCollection:
@@ -149,11 +149,11 @@ class Task(LightningModule):
         """Compile the step, with less work for the host: net, loss and counts become one graph (on a GPU replayed as a
         CUDA graph), and the optimiser's step one kernel. (`compile` is torch's own method, of `forward` alone.)
 
-        channels_last: how images lie in memory, which suits tensor cores. Not on a CPU: torch 2.11 there writes beyond
-            its memory in convolutions of a few channels that lie so.
-        backend: of torch.compile; another than inductor compiles without CUDA graphs.
+        channels_last: the memory format of images, which suits tensor cores. Not for a CPU: there torch 2.11 writes
+            out of bounds in convolutions of few channels in this format.
+        backend: that of torch.compile; CUDA graphs are used only with inductor.
         """
-        torch.compiler.reset()  # another net's graphs count towards the limit after which torch gives up compiling
+        torch.compiler.reset()  # graphs of earlier nets count towards torch's limit of recompilations
         if channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         mode = "reduce-overhead" if backend == "inductor" else None
@@ -175,21 +175,21 @@ class Task(LightningModule):
         return "val" if held_out[dataloader_idx] == "validation" else held_out[dataloader_idx]
 
     def _collect(self, split: str, numbers: Numbers) -> Tensor:
-        """Remember a batch's numbers until the epoch ends; the loss."""
+        """Store the numbers of a batch until the epoch ends; return the loss."""
         loss = numbers["loss"]
         numbers["loss"] = loss.detach()
         self._batches.setdefault(split, []).append(numbers)
         return loss
 
     def _discard(self, *, training: bool) -> None:
-        """Forget what an epoch that did not end has left of the splits trained on, or of the others."""
+        """Remove the numbers of an epoch that was broken off: those of training, or those of evaluation."""
         for split in [*self._batches, *self._metrics]:
             if (split == "train") == training:
                 self._batches.pop(split, None)
                 self._metrics.pop(split, None)
 
     def _log_epoch(self, *, training: bool) -> None:
-        """Log the loss and the scores of the split trained on, or of the others; here the host waits for the device.
+        """Log the loss and the scores of training, or of the held-out splits; here the host waits for the device.
 
         All processes compute the same float64 numbers over the batches of all.
         """

@@ -1,6 +1,6 @@
-"""A text for a text, token by token.
+"""Translation of texts, token by token.
 
-Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of a beam, v tokens there are.
+Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of a beam, v the size of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,18 +19,18 @@ from skipform.tasks.task import Task
 
 class Translate(Task):
     """Cross-entropy of each target token given the source and the target tokens before it, with label smoothing e: the
-    wanted distribution is 1 - e on the token and e / v on every one (Vaswani et al. 2017, Section 5.4). Padding counts
-    nowhere. The error is the share of tokens of which another one has the largest score.
+    target distribution is 1 - e on the right token plus e / v on every token (Vaswani et al. 2017, Section 5.4).
+    Padding is ignored. The error is the share of tokens where another token has the largest score.
 
     Held-out texts are translated by `translated` and compared as texts: SacreBLEU, and the share of exact matches. The
-    data module's text(tokens (n, t)) makes n strings of tokens; without one the tokens' numbers stand for words.
+    data module's text(tokens (n, t)) returns n strings; without it, the numbers of the tokens serve as words.
 
-    net: `encode(source (n, s)) -> memory, mask`, `decode(target (n, t), memory, mask) -> scores (n, t, v)` of the token
-    that follows each, and both in one. A batch is (source (n, s), target (n, t)), each text from `begin` to `end`, then
-    padding. Of several processes each takes the mean over the tokens of its own share.
+    net: `encode(source (n, s)) -> memory, mask`, `decode(target (n, t), memory, mask) -> scores (n, t, v)` of the
+    next token at each place; forward(source, target) does both. A batch is (source (n, s), target (n, t)), each text
+    from `begin` to `end`, then padding. With several processes, each takes the mean over the tokens of its share.
 
     Args:
-        pad, begin, end: the tokens that are no text.
+        pad, begin, end: the special tokens.
         smoothing: e.
         beams: k; 1 is greedy decoding.
         penalty: alpha of `translated`.
@@ -104,7 +104,7 @@ class Translate(Task):
         return translated(self.net, source, **self.search)
 
     def examples(self, source: Tensor, target: Tensor) -> dict[str, Tensor | list[str]]:
-        """Tokens; `Translation.text` makes texts of them."""
+        """Tokens, which `Translation.text` turns into texts."""
         return {"source": source, "reference": target, "hypothesis": self.predict(source)}
 
     def _numbers(self, tokens: Tensor) -> list[str]:
@@ -117,12 +117,13 @@ class Translate(Task):
 def translated(
     net: nn.Module, source: Tensor, *, begin: int, end: int, pad: int, beams: int, penalty: float, extra: int
 ) -> Tensor:
-    """source (n, s) -> for each the best text y that a beam finds, tokens (n, t), with `end` last where it came to it.
+    """The best text y that beam search finds for each source (n, s), tokens (n, t); `end` is last unless y was cut off.
 
-    Best is the greatest log P(y | source) / lp(|y|), lp(l) = ((5 + l) / 6)^penalty (Wu et al. 2016, eq. 14, without
-    coverage), with |y| <= `extra` + tokens of the source (Vaswani et al. 2017, Section 6.1, extra = 50), `end` counted.
-    The k best hypotheses are kept at each length, ended ones among them. A text is found when none of those still open
-    could come to more. With k = 1 this is greedy decoding; with k of all texts' number it is exact.
+    The best text has the greatest log P(y | source) / lp(|y|), lp(l) = ((5 + l) / 6)^penalty (Wu et al. 2016, eq. 14,
+    without coverage), with |y| <= `extra` + tokens of the source (Vaswani et al. 2017, Section 6.1, extra = 50), `end`
+    included. At each length the k best hypotheses are continued, finished ones included. The search for a text ends
+    when no unfinished hypothesis could score higher. With k = 1 this is greedy decoding; with k the number of all texts
+    it is exact.
     """
 
     def lp(length: Tensor) -> Tensor:
@@ -132,11 +133,11 @@ def translated(
     n, device = len(source), source.device
     limit = mask.sum(1) + extra  # (n,)
     result = torch.full((n, int(limit.max())), pad, device=device)
-    which = torch.arange(n, device=device)  # the sources not yet translated; what follows has as many rows
+    which = torch.arange(n, device=device)  # the sources not yet translated: the rows of the tensors below
     memory, mask = (x[:, None].expand(n, beams, *x.shape[1:]) for x in (memory, mask))  # n k s d, n k s
     texts = torch.full((n, beams, 1), begin, device=device)
     logp = torch.full((n, beams), -torch.inf, device=device)
-    logp[:, 0] = 0  # all hypotheses are still one
+    logp[:, 0] = 0  # at first all hypotheses are the same
     length = torch.zeros(n, beams, device=device)
     ended = torch.zeros(n, beams, dtype=torch.bool, device=device)
     for t in range(1, result.shape[1] + 1):
@@ -152,11 +153,11 @@ def translated(
         texts = torch.cat((texts.take_along_dim(parent[..., None], 1), token[..., None]), 2)  # n k t+1
         ended = ended | (token == end) | (t >= limit[:, None])
         value = (logp / lp(length)).masked_fill(~ended, -torch.inf)
-        hope = (logp / lp(limit[:, None])).masked_fill(ended, -torch.inf)
-        found = value.amax(1) >= hope.amax(1)  # n
-        result[which[found], :t] = texts[found, value[found].argmax(1), 1:]
+        possible = (logp / lp(limit[:, None])).masked_fill(ended, -torch.inf)
+        done = value.amax(1) >= possible.amax(1)  # n
+        result[which[done], :t] = texts[done, value[done].argmax(1), 1:]
         which, memory, mask, texts, logp, length, ended, limit = (
-            x[~found] for x in (which, memory, mask, texts, logp, length, ended, limit)
+            x[~done] for x in (which, memory, mask, texts, logp, length, ended, limit)
         )
         if not len(which):
             break
