@@ -500,7 +500,7 @@ def test_mirroring_is_refused_for_a_net_that_needs_none():
 
 
 def test_as_many_class_weights_as_classes():
-    with pytest.raises(SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one a class"):
+    with pytest.raises(SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one per class"):
         Segment(Fixed(), Optimizer(), num_classes=2, class_weights=(1.0, 2.0, 3.0))
 
 
