@@ -1,13 +1,13 @@
-"""What rewriting costs: time to rewrite, and time of the rewritten network beside the original, layer by layer.
+"""The cost of rewriting: the time to rewrite, and the time of the rewritten network against the original, per layer.
 
     python benchmarks/bench_compiler.py            the tables (`make bench`), about 10 minutes on 2 cores
     python benchmarks/bench_compiler.py sweep      every torchvision and timm model made of piecewise linear operations
 
-A ratio is that of the medians of ROUNDS rounds in which original and rewritten network take turns, in float32.
+A ratio is that of the medians over ROUNDS rounds, in which original and rewritten network alternate, in float32.
 
 On a CPU torch.compile, like eager torch, writes every concatenation to memory, so a maximum that is
-rewritten strictly moves about three times as many bytes as the same tree with its additions kept (Proposition 1), which
-torch.compile fuses into one pass. Where convolutions dominate, as in resnet18, neither is felt.
+rewritten strictly moves about three times as many bytes as the same tree with additions (keep_add, Proposition 1),
+which torch.compile fuses into one pass. Where convolutions dominate, as in resnet18, neither matters.
 """
 
 import statistics
@@ -69,7 +69,7 @@ TIMM = [
 
 
 def turns(*functions: Callable[[], object], rounds: int = ROUNDS) -> list[float]:
-    """The median seconds of each function, all of them in every round."""
+    """The median seconds of each function; every round runs all of them."""
     seconds: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
@@ -83,8 +83,8 @@ def turns(*functions: Callable[[], object], rounds: int = ROUNDS) -> list[float]
 
 
 def layers() -> None:
-    """The time of the rewritten layer over that of torch's own: strictly rewritten, and with additions kept."""
-    print(f"{'layer':24} {'eager ms':>9} {'strict':>7} {'+ kept':>7} {'compiled ms':>12} {'strict':>7} {'+ kept':>7}")
+    """The time of the rewritten layer divided by that of torch's layer: strictly rewritten, and with additions."""
+    print(f"{'layer':24} {'eager ms':>9} {'strict':>7} {'add':>7} {'compiled ms':>12} {'strict':>7} {'add':>7}")
     for name, (module, shape) in LAYERS.items():
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         module = module.eval()
@@ -94,22 +94,22 @@ def layers() -> None:
             for compiled in (False, True):
                 torch.compiler.reset()
                 runs = [torch.compile(form) if compiled else form for form in forms]
-                native, strict, kept = turns(*(lambda run=run, x=x: run(x) for run in runs))
-                line += f" {native * 1e3:{12 if compiled else 9}.2f} {strict / native:7.2f} {kept / native:7.2f}"
+                native, strict, with_add = turns(*(lambda run=run, x=x: run(x) for run in runs))
+                line += f" {native * 1e3:{12 if compiled else 9}.2f} {strict / native:7.2f} {with_add / native:7.2f}"
         print(line, flush=True)
 
 
 def rewriting() -> None:
-    """Seconds to rewrite without the guard, and what its comparison with the original adds."""
+    """Seconds to rewrite without the comparison with the original, and the share that the comparison adds."""
     for name, size in (("resnet18", 64), ("resnet50", 64), ("densenet121", 64), ("resnet18", 224)):
         model = torchvision.models.get_model(name, weights=None).eval()
         x = torch.randn(1, 3, size, size)
         plain, checked = turns(lambda: rewrite(model, x, check=False), lambda: rewrite(model, x), rounds=3)  # noqa: B023
-        print(f"rewriting {name:12} at {size:3} {plain:5.1f} s, the guard {checked / plain - 1:+5.0%}", flush=True)
+        print(f"rewriting {name:12} at {size:3} {plain:5.1f} s, the comparison {checked / plain - 1:+5.0%}", flush=True)
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    """Statistics and scales that batch norm cannot be left out for."""
+    """The model with random statistics and scales in its batch norms, so that leaving one out would be noticed."""
     generator = torch.Generator().manual_seed(0)
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.affine:
@@ -137,7 +137,7 @@ def compare(model: nn.Module, size: int) -> str:
 
 
 def sweep() -> None:
-    """One line for each model: rewritten how exactly, or refused why."""
+    """Print one line per model: the accuracy of its rewriting, or why it was refused."""
     import timm
 
     find, names = torchvision.models.get_model_builder, torchvision.models.list_models(module=torchvision.models)

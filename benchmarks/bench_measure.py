@@ -1,11 +1,11 @@
-"""How fast regions are counted, against the counting's own matrix products and against plain forward passes.
+"""The speed of counting regions, against its matrix products only and against plain forward passes.
 
     python benchmarks/bench_measure.py [--rounds 9] [--quick]
 
 plane: an MLP 2 -> [w] * d -> 1 with PyTorch's default float32 initialisation (seed 0), promoted to float64, on
 [-1, 1]^2. line: 784 -> [1024] * 4 -> 10 and 3072 -> [2048] * 6 -> 10 between two Gaussian points. In every round each
-contestant runs once, in turn; the output is medians over the rounds and ratios of medians. A count that differs from
-the published one ends the run with an error.
+contestant runs once; the output is medians over the rounds and ratios of medians. A count that differs from the one
+that this file expects ends the run with an error.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def compete(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def products(program: Program, rows: list[int]) -> Callable[[], object]:
-    """The affine steps alone, step k on rows[k] states at once."""
+    """Only the affine steps; step k is applied to a batch of rows[k] states."""
     inputs = [program.in_features, *program.widths]
     states = [torch.rand(n, d, dtype=torch.float64) for n, d in zip(rows, inputs, strict=False)]
 
@@ -65,7 +65,7 @@ def products(program: Program, rows: list[int]) -> Callable[[], object]:
 
 
 def forward(program: Program, points: Tensor) -> Callable[[], object]:
-    """All of the net at the given points."""
+    """The forward pass of the net at the given points."""
 
     def work() -> None:
         state = points

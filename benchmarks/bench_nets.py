@@ -1,13 +1,13 @@
-"""What a training step of our nets costs, over one of the same net of a library.
+"""The cost of a training step of our nets, divided by that of the same net of a library.
 
     python benchmarks/bench_nets.py [part of a name ...]      about 2 minutes
 
-A step is forward, backward, and SGD with momentum, of the mean square of all that the net puts out, in a bare loop on
-one thread; the ratio is of the medians of the processor time of 9 interleaved rounds, each the least of 3. No dropout.
-The target is 1.0.
+A step is forward, backward and SGD with momentum, for the mean square of the outputs, in a bare loop on one thread. The
+ratio is that of the medians of processor time over 9 interleaved rounds, each the minimum of 3 steps. No dropout. The
+target is 1.0.
 
-Our nets write nothing in place, torchvision's do (ReLU, addition), which saves them a way to memory where maps do
-not fit the cache. What that is worth, the second ratio says: theirs with activations that are not in place.
+Our nets do not work in place; torchvision's do (ReLU, addition), which saves memory traffic where maps do not fit the
+cache. A second ratio, against their net with activations that are not in place, shows how much this matters.
 """
 
 import statistics
@@ -57,7 +57,7 @@ def torchvision_resnet20() -> nn.Module:
 
 
 class Seq2Seq(nn.Transformer):
-    """torch's Transformer, with the mask that ours has by itself."""
+    """torch's Transformer with a causal mask, which ours always has."""
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
         mask = self.generate_square_subsequent_mask(target.shape[1])
@@ -65,7 +65,7 @@ class Seq2Seq(nn.Transformer):
 
 
 class PlainUNet(nn.Module):
-    """The padded U-Net in the fewest words of torch.nn."""
+    """The padded U-Net, written directly with torch.nn."""
 
     def __init__(self, width: int, levels: int):
         super().__init__()
@@ -81,11 +81,11 @@ class PlainUNet(nn.Module):
         return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = []
+        maps = []
         for level in self.down:
-            x = level(functional.max_pool2d(x, 2) if kept else x)
-            kept.append(x)
-        for wider, level, copied in zip(self.wider, self.up, kept[-2::-1], strict=True):
+            x = level(functional.max_pool2d(x, 2) if maps else x)
+            maps.append(x)
+        for wider, level, copied in zip(self.wider, self.up, maps[-2::-1], strict=True):
             x = level(torch.cat((wider(x), copied), 1))
         return self.head(x)
 
@@ -106,7 +106,7 @@ def transformers_detr() -> nn.Module:
     net = transformers.DetrForObjectDetection(
         transformers.DetrConfig(backbone_config=body, **heads, **encoder, **decoder)
     )
-    for name, p in net.model.backbone.named_parameters():  # it freezes all of a backbone that is its own
+    for name, p in net.model.backbone.named_parameters():  # the library freezes a backbone that it builds
         p.requires_grad_("embedder" not in name and "stages.0" not in name)
     return net
 
@@ -197,7 +197,7 @@ TWINS = {
 
 
 def stepper(net: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], float]:
-    """What does one training step of the net and returns the processor's seconds."""
+    """A function that does one training step of the net and returns its processor time in seconds."""
     trained = [p for p in net.train().parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.01, 0.9, weight_decay=1e-4)
 
@@ -212,15 +212,15 @@ def stepper(net: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], float]:
 
 
 def scored(out: Any) -> list[Tensor]:
-    """The tensors that both sides put out."""
+    """The outputs that both nets have."""
     if isinstance(out, Mapping):
         names = [name for name in ("logits", "boxes", "pred_boxes") if name in out] or list(out)
         return [out[name] for name in names]
     return [out]
 
 
-def apart(net: nn.Module) -> nn.Module:
-    """The net with activations that write elsewhere."""
+def not_in_place(net: nn.Module) -> nn.Module:
+    """The net with activations that do not work in place."""
     for module in net.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
@@ -236,13 +236,15 @@ def main(*parts: str) -> None:
         torch.manual_seed(0)
         inputs, theirs = twin.inputs(), twin.theirs()
         writes = any(getattr(module, "inplace", False) for module in theirs.modules())
-        others = [theirs, apart(twin.theirs())] if writes else [theirs]
+        others = [theirs, not_in_place(twin.theirs())] if writes else [theirs]
         sides = [stepper(net, inputs) for net in (twin.ours(), *others)]
-        for side in sides:  # warm
+        for side in sides:  # warm-up
             side()
         times = [[min(side() for _ in range(3)) for side in sides] for _ in range(ROUNDS)]
         mine, *rest = (1e3 * statistics.median(side) for side in zip(*times, strict=True))
-        line = f"{name:20} ours {mine:6.1f} ms a step, {twin.library:12} {rest[0]:6.1f} ms, ratio {mine / rest[0]:.3f}"
+        line = (
+            f"{name:20} ours {mine:6.1f} ms per step, {twin.library:12} {rest[0]:6.1f} ms, ratio {mine / rest[0]:.3f}"
+        )
         print(line, *(f"; not in place {other:6.1f} ms, ratio {mine / other:.3f}" for other in rest[1:]), flush=True)
 
 

@@ -1,12 +1,12 @@
-"""What training costs: through the task over a bare PyTorch loop.
+"""The cost of training through a task, divided by that of a bare PyTorch loop.
 
     python benchmarks/bench_training.py          prints, per net, the ratio of the medians of 9 interleaved rounds
 
 Both sides train the same net on the same batches with the same optimiser, schedule and kernels, on one thread. The bare
-loop does nothing else; the other side is what `skipform fit` runs, with its journal, progress bar and checkpoints,
-without evaluation, from the first step to the last epoch's end. Times are the processor's, which other programs on the
-machine change little. The target is 1.05 for ResNet-20 and 1.5 for a perceptron, whose step is shorter than what
-Lightning does around it.
+loop does nothing else; the other side is the training of `skipform fit`, with its journal, progress bar and checkpoints
+but without evaluation, from the first step to the end of the last epoch. Times are processor times, on which other
+programs have little influence. The target is 1.05 for ResNet-20 and 1.5 for a perceptron, whose step takes less time
+than the work of Lightning around it.
 """
 
 import logging
@@ -44,7 +44,7 @@ def data() -> Images:
 
 
 def bare(block: dict[str, Any]) -> float:
-    """Seconds of EPOCHS epochs in the shortest loop that does the same steps."""
+    """Seconds for EPOCHS epochs in the simplest loop that does the same steps."""
     batches = data().train_dataloader()
     net = _net(block)
     optimizer = torch.optim.SGD(net.parameters(), RECIPE.lr, 0.9, weight_decay=1e-4, nesterov=True)
@@ -62,7 +62,7 @@ def bare(block: dict[str, Any]) -> float:
 
 
 def task(block: dict[str, Any]) -> float:
-    """Seconds of the same epochs as `skipform fit` does them."""
+    """Seconds for the same epochs in the way of `skipform fit`."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=10**6, disable=None, leave=False) as bar:
         trainer = run.build_trainer(
@@ -95,12 +95,12 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)  # the same kernels for both
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     for name, block in NETS.items():
-        task(block), bare(block)  # warm
+        task(block), bare(block)  # warm-up
         times = [(task(block), bare(block)) for _ in range(ROUNDS)]
         through, plain = (statistics.median(side) for side in zip(*times, strict=True))
         steps = EPOCHS * 21
         print(
-            f"{name:30} task {1e3 * through / steps:6.2f} ms a step, bare {1e3 * plain / steps:6.2f} ms,"
+            f"{name:30} task {1e3 * through / steps:6.2f} ms per step, bare {1e3 * plain / steps:6.2f} ms,"
             f" ratio {through / plain:.3f}"
         )
 

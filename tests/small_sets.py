@@ -159,8 +159,8 @@ def voc2012(monkeypatch) -> SmallSet:
     def serve(folder, address, monkeypatch):
         archive = DATASET_YEAR_DICT["2012"]["filename"]
         lay(files, folder, archive)
-        found = {"url": address + archive, "md5": md5((folder / archive).read_bytes())}
-        monkeypatch.setitem(DATASET_YEAR_DICT, "2012", DATASET_YEAR_DICT["2012"] | found)
+        entry = {"url": address + archive, "md5": md5((folder / archive).read_bytes())}
+        monkeypatch.setitem(DATASET_YEAR_DICT, "2012", DATASET_YEAR_DICT["2012"] | entry)
 
     return SmallSet("voc2012", files, f"{base}/JPEGImages/2009_3.jpg", serve, checked=False)
 

@@ -1,4 +1,4 @@
-"""The analysis: what the notebooks read, what they leave, and that they say in one line what went wrong."""
+"""The analysis: what the notebooks read and write, and that an error in one is reported in one line."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def left(house):
     return {str(p.relative_to(house)): p.read_bytes() for p in sorted(house.rglob("*")) if p.is_file()}
 
 
-def test_a_notebook_leaves_numbers_an_executed_copy_and_one_page_and_leaves_them_equal_twice(house, capsys):
+def test_a_notebook_writes_numbers_an_executed_copy_and_one_page_and_equal_ones_twice(house, capsys):
     assert notebooks.main(root=str(house)) == 0
     first = left(house)
     assert json.loads(first["paper/generated/numbers.json"]) == {"sums": {"total": 2}}
@@ -94,21 +94,21 @@ def test_a_failing_notebook_is_one_line_and_replaces_nothing(house, capsys):
     write(house, "broken", "# %%\nimport os\ntotal = 3\n\n# %%\n" + LEAVE + "{}['absent']\n")
     del before["analysis/sums.py"]
     assert notebooks.main(root=str(house), kernels=1) == 1
-    said = capsys.readouterr().err
-    assert said == "notebook analysis/broken.py, cell 1 ('import json, pathlib'): KeyError: 'absent'\n"
+    message = capsys.readouterr().err
+    assert message == "notebook analysis/broken.py, cell 1 ('import json, pathlib'): KeyError: 'absent'\n"
     after = left(house)
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.startswith("paper/.")]
 
 
-def test_an_unknown_notebook_is_refused_with_those_there_are(house):
+def test_an_unknown_notebook_is_refused_with_the_known_names(house):
     with pytest.raises(SkipformError, match=r"unknown notebook 'absent' .* there are: sums"):
         notebooks.main(only=["absent"], root=str(house))
 
 
 def test_notebooks_are_the_percent_files_and_begin_with_a_title():
-    found = notebooks.read_all(ROOT / "analysis")
-    assert list(found) == [
+    by_name = notebooks.read_all(ROOT / "analysis")
+    assert list(by_name) == [
         "claims",
         "examples",
         "expressiveness",
@@ -118,7 +118,7 @@ def test_notebooks_are_the_percent_files_and_begin_with_a_title():
         "survey",
         "training",
     ]
-    for name, notebook in found.items():
+    for name, notebook in by_name.items():
         assert notebook.cells[0].cell_type == "markdown", name
         assert notebook.cells[0].source.startswith("# "), name
 
@@ -191,7 +191,7 @@ def test_an_architecture_is_before_and_after_or_has_its_reason(frame, tmp_path, 
 
 @settings(deadline=None)  # importing matplotlib takes its time
 @given(positions=st.lists(st.floats(-100, 100), max_size=9), gap=st.floats(0.1, 20))
-def test_names_stand_apart_in_order_and_as_near_as_can_be(analysis, positions, gap):
+def test_names_are_apart_in_order_and_as_near_as_possible(analysis, positions, gap):
     from style import apart
 
     placed = apart(positions, gap)

@@ -116,7 +116,7 @@ def seen(logits, boxes):
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 3), st.lists(st.integers(0, 3), min_size=1, max_size=3))
-def test_the_set_loss_is_the_one_read_aloud(seed, layers, counts):
+def test_the_set_loss_is_its_definition_written_out(seed, layers, counts):
     logits, boxes, targets = drawn(seed, layers=layers, n=len(counts), counts=counts)
     # float32 within; the two GIoU differ by 1e-7 under the fraction
     assert set_loss(seen(logits, boxes), targets).item() == pytest.approx(
@@ -164,12 +164,12 @@ def test_the_twins_giou_is_known_by_hand(one, other, expected):
 # ---------------------------------------------------------------- the task
 
 
-class Told(nn.Module):
-    """A net that takes targets and says what it was told to say."""
+class FixedDetector(nn.Module):
+    """A net that takes targets and always detects the same objects."""
 
-    def __init__(self, found):
+    def __init__(self, detected):
         super().__init__()
-        self.found, self.norm, self.weight = found, nn.BatchNorm2d(1), nn.Parameter(torch.tensor(2.0))
+        self.detected, self.norm, self.weight = detected, nn.BatchNorm2d(1), nn.Parameter(torch.tensor(2.0))
 
     def forward(self, images, targets=None):
         assert [image.shape[1:] for image in images] == [torch.Size((32, 40))] * len(images)
@@ -179,11 +179,11 @@ class Told(nn.Module):
                 "near": self.weight * len(targets),
                 "right": self.weight * 0 + sum(len(t["labels"]) for t in targets),
             }
-        return self.found
+        return self.detected
 
 
-def scored(found, targets):
-    task = Detect(Told(found), Optimizer()).eval()
+def scored(detected, targets):
+    task = Detect(FixedDetector(detected), Optimizer()).eval()
     with torch.no_grad():
         numbers = task.evaluate("test", torch.rand(len(targets), 1, 40, 50), targets)
     assert task.scores("train") == {}
@@ -197,9 +197,9 @@ def test_perfect_boxes_have_a_precision_of_100_none_of_0_and_the_scores_are_forg
     assert scores == {"ap": pytest.approx(100), "ap50": pytest.approx(100), "ap75": pytest.approx(100)}
     assert task.scores("test") == {}
     assert (numbers["loss"].item(), numbers["size"]) == (2 * 2 + 6, 2)
-    none = [{key: value[:0] for key, value in found.items()} for found in perfect]
+    none = [{key: value[:0] for key, value in detected.items()} for detected in perfect]
     assert scored(none, targets)[1] == {"ap": 0, "ap50": 0, "ap75": 0}
-    wrong = [found | {"labels": 3 - found["labels"]} for found in perfect]
+    wrong = [detected | {"labels": 3 - detected["labels"]} for detected in perfect]
     targets = [target | {"labels": target["labels"] % 2} for target in targets]
     assert scored(wrong, targets)[1]["ap50"] == 0
 
@@ -208,16 +208,20 @@ def test_the_precision_at_half_an_overlap_is_that_of_half_an_overlap():
     target = {"labels": torch.tensor([0]), "iscrowd": torch.tensor([0]), "size": (32, 40)}
     target["boxes"] = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     for right, expected in ((6.0, 100), (4.0, 0)):  # IoU 0.6 and 0.4
-        found = {"boxes": torch.tensor([[0.0, 0.0, right, 10.0]]), "labels": torch.tensor([0]), "scores": torch.ones(1)}
-        scores = scored([found], [target])[1]
+        detected = {
+            "boxes": torch.tensor([[0.0, 0.0, right, 10.0]]),
+            "labels": torch.tensor([0]),
+            "scores": torch.ones(1),
+        }
+        scores = scored([detected], [target])[1]
         assert scores["ap50"] == pytest.approx(expected)
         assert scores["ap75"] == 0
 
 
 def test_a_held_out_loss_leaves_the_net_as_it_was():
     _, _, targets = drawn(3, counts=(1, 1))
-    found = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "scores": torch.zeros(0)}] * 2
-    _, _, task = scored(found, targets)
+    detected = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=int), "scores": torch.zeros(0)}] * 2
+    _, _, task = scored(detected, targets)
     assert task.net.norm.num_batches_tracked == 0
     assert not task.net.training
 
@@ -225,11 +229,13 @@ def test_a_held_out_loss_leaves_the_net_as_it_was():
 def test_a_predicted_set_becomes_boxes_in_pixels_without_the_padding_best_first():
     logits = torch.tensor([[[0.0, 5, 0], [9, 0, 0], [0, 0, 9]]])
     boxes = torch.tensor([[[0.5, 0.5, 1, 1], [0.25, 0.5, 0.5, 0.2], [0.5, 0.5, 0.1, 0.1]]])
-    (found,) = detections({"logits": logits, "boxes": boxes}, [(10, 20)])
-    assert found["labels"].tolist()[:2] == [0, 1]
-    assert found["boxes"].tolist()[:2] == [[0, 4, 10, 6], [0, 0, 20, 10]]
-    assert found["scores"][0] > found["scores"][1] > found["scores"][2]  # the last one is "no object", hardly a class
-    assert len(found["scores"]) == 3
+    (detected,) = detections({"logits": logits, "boxes": boxes}, [(10, 20)])
+    assert detected["labels"].tolist()[:2] == [0, 1]
+    assert detected["boxes"].tolist()[:2] == [[0, 4, 10, 6], [0, 0, 20, 10]]
+    assert (
+        detected["scores"][0] > detected["scores"][1] > detected["scores"][2]
+    )  # the last one is "no object", hardly a class
+    assert len(detected["scores"]) == 3
 
 
 RESNET = {"depth": 8, "width": 4, "in_channels": 1}
@@ -338,8 +344,8 @@ def test_digit_boxes_are_the_scenes():
         )
         images = torch.cat([images for images, _ in loader])
         torch.testing.assert_close(images, (drawn.images / 255 - 0.164) / 0.201)
-        found = [target for _, targets in loader for target in targets]
-        for target, boxes, labels in zip(found, drawn.boxes, drawn.labels, strict=True):
+        detected = [target for _, targets in loader for target in targets]
+        for target, boxes, labels in zip(detected, drawn.boxes, drawn.labels, strict=True):
             assert torch.equal(target["boxes"], boxes)
             assert torch.equal(target["labels"], labels)
             assert target["size"] == (48, 48)
@@ -359,7 +365,7 @@ def test_workers_change_nothing():
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.sampled_from([(), (40,), (30, 60)]), st.sampled_from([0.0, 1.0]))
 def test_boxes_go_where_their_pixels_go(seed, flip, sides, crop):
-    """A white rectangle on black is found by its pixels after whatever an image goes through."""
+    """After any augmentation the box of a white rectangle on black is that of its white pixels."""
     draw = np.random.default_rng(seed)
     h, w = 64, 96
     x0, y0 = (int(draw.integers(side // 2)) for side in (w, h))
@@ -368,18 +374,18 @@ def test_boxes_go_where_their_pixels_go(seed, flip, sides, crop):
     image[:, y0:y1, x0:x1] = 255
     example = Example(image, torch.tensor([[x0, y0, x1, y1]]).float(), torch.tensor([1]), torch.tensor([0]))
     augment = Augmentation(sides, 1000, crop, flip)
-    varied, boxes, kept = augment(example, np.random.default_rng(seed))
+    varied, boxes, visible = augment(example, np.random.default_rng(seed))
     white = varied[0] > 127
-    if not kept.any():
+    if not visible.any():
         assert white.sum() == 0
         return
     if not white.any():
         assert crop  # a sliver of less than a pixel
         return
     rows, columns = white.any(1).nonzero(), white.any(0).nonzero()
-    found = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    detected = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     # each of up to two resizings rounds the size by half a pixel, and blurs an edge by as much
-    torch.testing.assert_close(boxes[0], found.float(), atol=2.0, rtol=0)
+    torch.testing.assert_close(boxes[0], detected.float(), atol=2.0, rtol=0)
     if sides and not crop:
         assert min(varied.shape[1:]) in sides
 
@@ -413,12 +419,12 @@ def coco(monkeypatch):
 
 
 @pytest.mark.parametrize("packed", [None, "BCCD.tar"])
-def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(packed, bccd, tmp_path):
+def test_bccd_is_read_from_its_files_without_boxes_that_have_no_area(packed, bccd, tmp_path):
     lay(below("bccd", bccd), tmp_path / "bccd", packed)
     data = Boxes("bccd", root=str(tmp_path), validation=True)
     data.prepare_data()
     data.setup()
-    assert {split: len(found) for split, found in data.splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    assert {split: len(detected) for split, detected in data.splits.items()} == {"train": 1, "validation": 1, "test": 1}
     assert data.held_out == ["validation", "test"]
     assert len(data.val_dataloader()) == 2
     for i, split in enumerate(("train", "validation", "test")):
@@ -430,7 +436,7 @@ def test_bccd_is_read_as_it_lies_without_boxes_that_have_no_area(packed, bccd, t
         assert np.abs(example.image().permute(1, 2, 0).numpy().astype(int) - pixels).max() <= 2
     data = Boxes("bccd", root=str(tmp_path))
     data.setup()
-    assert {split: len(found) for split, found in data.splits.items()} == {"train": 2, "test": 1}
+    assert {split: len(detected) for split, detected in data.splits.items()} == {"train": 2, "test": 1}
 
 
 @pytest.mark.parametrize("spoiled", [None, b"", b"?"])
@@ -496,7 +502,7 @@ def test_annotations_with_too_few_images_are_altered(coco, tmp_path):
         Boxes("coco2017", root=str(tmp_path)).prepare_data()
 
 
-def test_what_is_not_accepted_is_said():
+def test_what_is_not_accepted_is_refused_by_name():
     for key, value in (("scenes", 7), ("workers", -1)):
         with pytest.raises(SkipformError, match=rf"data\.{key}: {value}; accepted: "):
             Boxes("digit_boxes", **{key: value})

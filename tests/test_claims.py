@@ -51,7 +51,7 @@ def test_an_exact_copy_with_the_other_skip_has_every_count_of_the_net(skip, acti
     assert measure.jacobian_rank(net, x[0]).rank == measure.jacobian_rank(copy, x[0]).rank
 
 
-def test_a_copy_of_a_copy_has_the_blocks_it_began_with():
+def test_a_copy_of_a_copy_has_the_original_blocks():
     net, block = built(0, skip="concat", activations=1, blocks=2, width=3)
     other, copy = claims.exact_copy(net, block)
     again, back = claims.exact_copy(copy, block | {"skip": other})
@@ -73,12 +73,12 @@ def sizes(claim, scale):
     [("addition_concatenation", ["concat", "add"]), ("activation_blocks", ["single", "double-wide", "quadruple-wide"])],
 )
 def test_parameter_counts_called_equal_are_within_one_percent_and_as_the_file_states(claim, alike, scale):
-    found = sizes(claim, scale)
-    counts = [found[label] for label in alike]
+    parameters = sizes(claim, scale)
+    counts = [parameters[label] for label in alike]
     assert max(counts) < 1.01 * min(counts)
     head = (CLAIMS / f"{claim}.yaml").read_text().partition("\n\n")[0]
     stated = {int(number.replace(",", "")) for number in re.findall(r"\d+,?\d{3}|\d{3}", head)}
-    assert set(found.values()) <= stated
+    assert set(parameters.values()) <= stated
 
 
 def test_blocks_of_equal_width_and_of_equal_size_hold_as_many_relu_layers():
@@ -90,7 +90,7 @@ def test_blocks_of_equal_width_and_of_equal_size_hold_as_many_relu_layers():
         assert len(set(equal)) == 1
 
 
-def test_a_claim_leaves_one_row_a_net_and_moment_and_one_a_copy(tmp_path, monkeypatch, capsys):
+def test_a_claim_has_one_row_per_net_and_moment_and_one_per_copy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(CLAIMS.parent.parent)
     runs, out = tmp_path / "runs", tmp_path / "out.json"
     config = str(CLAIMS / "addition_concatenation.yaml")

@@ -107,7 +107,7 @@ class Drawing:
 
     def weight(self, *shape: int) -> Weight:
         """Numbers of that shape: a stored tensor or a view of one, new, tied to an earlier one, or an earlier one with
-        its last entry changed (constants are told apart by their content)."""
+        its last entry changed (constants are identified by their content)."""
         views: list[tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = [(shape, lambda w: w)] * 3
         rank = len(shape)
         if rank:
@@ -191,7 +191,7 @@ class Drawn(nn.Module):
 
     def bounds(self, inputs: tuple[Tensor, ...], unit: float, whole: bool) -> list[float]:
         """Of each output, the largest difference of two evaluations; 0 where all numbers are exact."""
-        found = []
+        maxima = []
         for function in self.functions:
             values = self.results(function, inputs)
             errors = [0.0] * len(inputs)
@@ -209,8 +209,8 @@ class Drawn(nn.Module):
                 exact.append(
                     max(fine) + step.bits if known and largest * 2 ** (max(fine) + step.bits) < 1 / unit else None
                 )
-            found.append([0.0 if e is not None else 2 * b for e, b in zip(exact, errors, strict=True)])
-        return [f[-1] for f in found] + [found[f][i] for f, i in self.also]
+            maxima.append([0.0 if e is not None else 2 * b for e, b in zip(exact, errors, strict=True)])
+        return [f[-1] for f in maxima] + [maxima[f][i] for f, i in self.also]
 
 
 # -- one generator for every operation in the table --------------------------------------------------------------
@@ -1047,7 +1047,7 @@ def test_every_generator_reaches_the_rule_of_its_name(part, monkeypatch):
         every_operation()
 
     draw(names)
-    for name in sorted(set(names) - reached):  # torch.export decomposes some beside an operation that has no pure form
+    for name in sorted(set(names) - reached):  # torch.export decomposes some next to an operation that has no pure form
         draw([name])
     assert reached >= set(names), set(names) - reached
 
@@ -1167,7 +1167,7 @@ def assert_exact(module, x):
         assert torch.equal(run(Program.of(network, x[0], check=False), x), expected)
 
 
-@pytest.mark.parametrize("rows", [64, 65])  # 4,096 entries once were the most that were told apart by content
+@pytest.mark.parametrize("rows", [64, 65])  # formerly only constants of at most 4,096 entries were compared by content
 def test_constants_of_4096_entries_and_more(rows):
     w = [whole_numbers(64, rows, seed=k) for k in range(3)]
     assert_exact(

@@ -178,14 +178,14 @@ def modules():
 
 def examples(module, split):
     """Every example of a split, as bytes or text."""
-    found = module.splits[split]
+    examples = module.splits[split]
     if module.TARGETS == "pairs":
-        return module.text(found[0])
-    if isinstance(found, torch.Tensor):
-        return [found.numpy().tobytes()]
-    if isinstance(found, tuple):
-        return [part.numpy().tobytes() for part in found[0]]
-    return [example.image().numpy().tobytes() for example in found]
+        return module.text(examples[0])
+    if isinstance(examples, torch.Tensor):
+        return [examples.numpy().tobytes()]
+    if isinstance(examples, tuple):
+        return [part.numpy().tobytes() for part in examples[0]]
+    return [example.image().numpy().tobytes() for example in examples]
 
 
 @every_kind

@@ -27,30 +27,30 @@ def runs(tmp_path_factory):
     return folder
 
 
-def kept(folder, net):
-    """Arrays and texts of one net's file."""
+def stored(folder, net):
+    """The arrays and texts in the file of one net."""
     with safe_open(folder / "shown" / f"{net}.safetensors", "pt") as file:
         names = list(file.keys())
         return {name: file.get_tensor(name) for name in names} | json.loads(file.metadata()["texts"])
 
 
 def test_predictions_are_those_of_the_final_net_for_the_first_test_images(runs):
-    found = kept(runs, "vit")
-    variant = next(iter(found)).partition("/")[0]
+    examples = stored(runs, "vit")
+    variant = next(iter(examples)).partition("/")[0]
     run = runs / "runs" / "vit" / variant / "seed0"
     digits = data.build(0, **yaml.safe_load((run / "config.yaml").read_text())["data"])
     digits.setup()
     images, labels = digits.splits["test"]
-    assert torch.equal(found[f"{variant}/images"], images[:2])
-    assert torch.equal(found[f"{variant}/labels"], labels[:2])
+    assert torch.equal(examples[f"{variant}/images"], images[:2])
+    assert torch.equal(examples[f"{variant}/labels"], labels[:2])
     with torch.no_grad():
         scores = Run(run).net()(images[:2])
-    assert torch.equal(found[f"{variant}/predicted"], scores.argmax(1))
+    assert torch.equal(examples[f"{variant}/predicted"], scores.argmax(1))
 
 
 def test_attention_is_paid_to_shares_of_one(runs):
     for net in ("vit", "transformer"):
-        maps = {name: value for name, value in kept(runs, net).items() if "/attention." in name}
+        maps = {name: value for name, value in stored(runs, net).items() if "/attention." in name}
         assert maps
         for name, weights in maps.items():
             # a sum of s float32 shares, each of relative error 2^-22 or so after exp and division
@@ -58,16 +58,16 @@ def test_attention_is_paid_to_shares_of_one(runs):
 
 
 def test_pyramids_halve_from_level_to_level(runs):
-    found = kept(runs, "fpn")
-    variant = next(iter(found)).partition("/")[0]
-    sides = [found[name].shape[-1] for name in sorted(found) if name.startswith(f"{variant}/pyramid.")]
+    examples = stored(runs, "fpn")
+    variant = next(iter(examples)).partition("/")[0]
+    sides = [examples[name].shape[-1] for name in sorted(examples) if name.startswith(f"{variant}/pyramid.")]
     assert len(sides) >= 2
     assert all(fine == 2 * coarse for fine, coarse in pairwise(sides))
 
 
 def test_texts_are_texts(runs):
-    found = kept(runs, "transformer")
-    texts = {name.partition("/")[2]: value for name, value in found.items() if isinstance(value, list)}
+    examples = stored(runs, "transformer")
+    texts = {name.partition("/")[2]: value for name, value in examples.items() if isinstance(value, list)}
     assert texts.keys() == {"source", "reference", "hypothesis"}
     assert all(len(value) == 2 and all(isinstance(text, str) for text in value) for value in texts.values())
     assert all(len(text) == len("2026-11-21") for text in texts["reference"])

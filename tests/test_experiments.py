@@ -146,12 +146,12 @@ WRONG = {  # what is wrong: (in the file, with what it is replaced, what the lin
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_experiment_file_is_refused_in_one_line_that_names_file_key_and_what_is_accepted(wrong, folder, capsys):
-    found, put, says = WRONG[wrong]
-    assert found in GOOD
-    Path("experiments/claims/good.yaml").write_text(GOOD.replace(found, put, 1))
+    old, new, message = WRONG[wrong]
+    assert old in GOOD
+    Path("experiments/claims/good.yaml").write_text(GOOD.replace(old, new, 1))
     line = refused(["--config", "experiments/claims/good.yaml", "--scale", "small"], capsys)
     assert line.startswith("skipform fit: error: experiments/claims/good.yaml")
-    assert re.search(says, line), line
+    assert re.search(message, line), line
 
 
 def test_a_mistake_at_another_scale_is_found_too(folder, capsys):
@@ -207,12 +207,12 @@ def test_a_wrong_command_line_is_refused_in_one_line(arguments, says, folder, ca
     assert re.search(says, line), line
 
 
-def test_what_is_said_last_counts_key_by_key(folder):
+def test_the_last_value_of_a_key_is_used(folder):
     path = Path("experiments/claims/good.yaml")
     Path("experiments/scale/large.yaml").write_text("optimizer: {lr: 1.0, momentum: 0.1, decay: 0.2, warmup: 1}\n")
     path.write_text(GOOD + "optimizer: {lr: 2.0, momentum: 0.3, warmup: 2}\nlarge: {optimizer: {lr: 3.0, warmup: 3}}\n")
-    said = read(path, "large", {"optimizer": {"lr": 4.0}}).optimizer
-    assert (said["lr"], said["warmup"], said["momentum"], said["decay"]) == (4.0, 3, 0.3, 0.2)
+    optimizer = read(path, "large", {"optimizer": {"lr": 4.0}}).optimizer
+    assert (optimizer["lr"], optimizer["warmup"], optimizer["momentum"], optimizer["decay"]) == (4.0, 3, 0.3, 0.2)
     assert read(path, "small", {"optimizer": {"lr": 4.0}}).optimizer["decay"] == 0.1  # the default
 
 
@@ -278,8 +278,8 @@ def test_an_experiment_file_introduces_itself(path):
     """Five headings, the last of them one line, the command; notes may follow under a bare #."""
     head, _, notes = path.read_text().partition("\n\n")[0].partition("\n#\n")
     assert all(line.startswith("# ") for line in [*head.splitlines(), *notes.splitlines()])
-    said = [line.split()[1] for line in head.splitlines() if not line.startswith("#  ")]
-    assert said == ["Question", "Feeds", "Expect", "Cost", "Run"]
+    headings = [line.split()[1] for line in head.splitlines() if not line.startswith("#  ")]
+    assert headings == ["Question", "Feeds", "Expect", "Cost", "Run"]
     assert f"experiments/{path.parent.name}/{path.name}" in head.splitlines()[-1]
 
 

@@ -72,7 +72,7 @@ def unkilled(tmp_path_factory):
 
 @given(
     steps=st.integers(1, 60),
-    milestones=st.lists(st.floats(0, 1), max_size=3).map(lambda found: tuple(sorted(found))),
+    milestones=st.lists(st.floats(0, 1), max_size=3).map(lambda drawn: tuple(sorted(drawn))),
     decay=st.floats(0.05, 1),
 )
 def test_the_schedules_are_torchs(steps, milestones, decay):
@@ -155,7 +155,7 @@ def test_frozen_parameters_stay_as_they_were(tmp_path):
     assert metrics["trained_parameters"] < metrics["parameters"] == sum(p.numel() for p in after.parameters())
 
 
-def test_what_a_run_leaves_is_complete_and_agrees_with_itself(unkilled):
+def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
     for seed in (0, 1):
         folder = unkilled / "dense" / f"seed{seed}"
         assert sorted(path.name for path in folder.iterdir()) == sorted(run.FILES)
@@ -210,7 +210,7 @@ def test_a_finished_run_is_read_back_as_it_was_left(unkilled):
             trained.of_task("detect")
 
 
-def test_the_summary_is_middle_and_range_over_the_seeds(unkilled):
+def test_the_summary_is_median_and_range_over_the_seeds(unkilled):
     summary = json.loads((unkilled / "summary.json").read_text())["dense"]
     runs = [json.loads((unkilled / "dense" / f"seed{seed}" / "metrics.json").read_text()) for seed in (0, 1)]
     for key in ("train_loss", "train_error", "validation_error", "test_loss", "test_error"):
@@ -259,7 +259,7 @@ def counting_epochs(patch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def test_runs_in_processes_side_by_side_leave_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
+def test_runs_in_parallel_processes_write_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
     bar = tqdm(total=18, file=io.StringIO())  # 2 seeds of 3 epochs of 3 steps
     monkeypatch.setattr(fit, "_bar", lambda *_: bar)
     fit.main([*written(tmp_path), "--seeds", "0", "1", "--workers", "2"])
@@ -268,7 +268,7 @@ def test_runs_in_processes_side_by_side_leave_the_same_bytes_and_count_every_ste
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_workers_end_with_the_process_that_started_them_and_go_on_with_the_next(end, tmp_path):
+def test_workers_end_with_the_process_that_started_them_and_the_next_one_resumes(end, tmp_path):
     longer = [*written(tmp_path, trainer={"max_epochs": 9, "accelerator": "cpu"}), "--seeds", "0", "1", "--workers"]
     process = multiprocessing.get_context("fork").Process(target=fit.main, args=([*longer, "2"],))
     process.start()
@@ -303,7 +303,7 @@ def alone_at_last(work: Path):
     raise TimeoutError(work)
 
 
-def test_what_a_worker_complains_of_is_the_same_one_line(tmp_path, monkeypatch):
+def test_an_error_in_a_worker_is_the_same_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "loud")
     two = [*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"]
     with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
@@ -344,14 +344,14 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
             else:
                 break
         fit.main(arguments)
-        found = contents(folder / "out")
-        found.pop("summary.json")
-        assert found == expected
+        actual = contents(folder / "out")
+        actual.pop("summary.json")
+        assert actual == expected
         moment += 1
     assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
 
 
-def test_an_interrupted_training_says_so_and_goes_on_later(tmp_path, unkilled, monkeypatch):
+def test_an_interrupted_training_reports_it_and_resumes_later(tmp_path, unkilled, monkeypatch):
     checkpoint = Journal.on_train_epoch_end
 
     def interrupted(self, trainer, pl_module):
@@ -387,7 +387,7 @@ def test_a_half_done_run_is_resumed_after_its_data_have_moved(tmp_path, unkilled
     assert all(content == expected[path] for path, content in contents(tmp_path / "out").items() if "seed0" in path)
 
 
-def test_what_another_experiment_left_unfinished_is_not_gone_on_with(tmp_path, unkilled, monkeypatch):
+def test_an_unfinished_run_of_another_experiment_is_not_resumed(tmp_path, unkilled, monkeypatch):
     checkpoint = Journal.on_train_epoch_end
 
     def dying(self, trainer, pl_module):
@@ -505,11 +505,11 @@ def test_training_on_the_fast_path_is_training_on_the_plain_one_but_for_rounding
         trainer.fit(task, datamodule=skipform.data("digits", limit=96, batch_size=32, crop=1, flip=True, seed=3))
         return net, journal.rows[0]
 
-    (plain, expected), (quick, found) = trained(fast=False), trained(fast=True)
+    (plain, expected), (quick, actual) = trained(fast=False), trained(fast=True)
     # Three steps of some 20 layers. Sums of a few thousand terms in another order differ by their square root, about
     # 2^6 roundings, a layer; batch norms of small deviation and the steps after the first multiply that: 2^14 in all.
     bound = 2.0**14 * torch.finfo(torch.float64 if precision == "64-true" else torch.float32).eps
-    assert found == pytest.approx(expected, rel=bound)  # losses, and the errors, which are whole numbers of images
+    assert actual == pytest.approx(expected, rel=bound)  # losses, and the errors, which are whole numbers of images
     for (name, a), b in zip(plain.state_dict().items(), quick.state_dict().values(), strict=True):
         assert (a - b).abs().max() <= bound * max(1.0, float(a.abs().max())), name
 
@@ -521,13 +521,13 @@ def test_two_processes_train_as_one_with_the_same_batches(tmp_path):
     fit.main([*two, "--seeds", "0", "--trainer.strategy", "ddp", "--trainer.devices", "2"])
     assert contents(tmp_path / "two" / "out").keys() == contents(tmp_path / "one" / "out").keys()
     assert not (tmp_path / "two" / "out.partial").exists()
-    expected, found = (
+    expected, actual = (
         json.loads((tmp_path / side / "out" / "net" / "seed0" / "metrics.json").read_text()) for side in ("one", "two")
     )
     # The mean of two halves' means is that of the whole but for rounding: 9 steps of 3 layers, 2^10 roundings at most.
     bound = 2.0**10 * torch.finfo(torch.float32).eps
-    assert all(found.pop(key) == expected.pop(key) for key in ("variant", "shown", "higher"))
-    assert found == pytest.approx(expected, rel=bound)
+    assert all(actual.pop(key) == expected.pop(key) for key in ("variant", "shown", "higher"))
+    assert actual == pytest.approx(expected, rel=bound)
     finals = [Run(tmp_path / side / "out" / "net" / "seed0").net().state_dict() for side in ("one", "two")]
     for name, value in finals[0].items():
         assert torch.allclose(value, finals[1][name], rtol=0, atol=bound), name

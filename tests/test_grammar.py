@@ -15,15 +15,15 @@ def test_a_small_resnet_has_the_layers_the_relus_and_the_state_counted_by_hand()
     """ResNet-8 of width 4 on 3 x 8 x 8: a ReLU after the stem and two in each of three blocks, of 4 x 8 x 8,
     8 x 4 x 4 and 16 x 2 x 2 numbers. Inside the first block its input and its first ReLU are held, 256 each."""
     relus = (4 * 64) + 2 * (4 * 64) + 2 * (8 * 16) + 2 * (16 * 4)
-    found = grammar.described(nets.build("resnet", depth=8, width=4).eval(), torch.zeros(1, 3, 8, 8))
-    assert found == {
+    actual = grammar.described(nets.build("resnet", depth=8, width=4).eval(), torch.zeros(1, 3, 8, 8))
+    assert actual == {
         "before": {"depth": 7, "relu_count": relus, "max_poolings": 0, "held": 512},
         "after": {"depth": 7, "relu_count": relus, "carried": 512},
     }
 
 
-def test_a_max_pooling_costs_two_layers_and_three_relus_a_window_of_four():
-    """2 x 4 x 4 ReLUs, then eight windows: (a - b)+ and (c - d)+ beside b and d, then one more."""
+def test_a_max_pooling_costs_two_layers_and_three_relus_per_window_of_four():
+    """2 x 4 x 4 ReLUs, then eight windows: (a - b)+ and (c - d)+ along with b and d, then one more."""
     module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)).eval()
     assert grammar.described(module, torch.zeros(1, 1, 4, 4)) == {
         "before": {"depth": 1, "relu_count": 32, "max_poolings": 1, "held": 32},
@@ -44,8 +44,8 @@ def test_what_is_carried_is_what_the_matrices_of_the_canonical_network_still_rea
     module = nets.build(net, **arguments).eval()
     x = torch.zeros(1, 3, 8, 8)
     expected = canonical(module, x)
-    found = grammar.described(module, x)["after"]
-    assert found == {
+    actual = grammar.described(module, x)["after"]
+    assert actual == {
         "depth": expected.depth,
         "relu_count": expected.relu_count,
         "carried": max(expected.carried),
@@ -68,9 +68,9 @@ def test_a_sum_without_relu_is_carried_as_what_it_is_a_sum_of(blocks):
                 x = x + branch(x)
             return x
 
-    found = grammar.described(Stream().eval(), torch.zeros(1, 3))
-    assert found["before"] == {"depth": blocks, "relu_count": 5 * blocks, "max_poolings": 0, "held": 8}
-    assert found["after"] == {"depth": blocks, "relu_count": 5 * blocks, "carried": 3 + 5 * blocks}
+    actual = grammar.described(Stream().eval(), torch.zeros(1, 3))
+    assert actual["before"] == {"depth": blocks, "relu_count": 5 * blocks, "max_poolings": 0, "held": 8}
+    assert actual["after"] == {"depth": blocks, "relu_count": 5 * blocks, "carried": 3 + 5 * blocks}
 
 
 def test_branches_side_by_side_count_once_for_depth():
@@ -82,15 +82,15 @@ def test_branches_side_by_side_count_once_for_depth():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.cat((self.left(x).relu(), self.right(x).relu().relu()), 1)
 
-    found = grammar.described(Fork().eval(), torch.zeros(1, 2))
-    assert found["before"]["depth"] == 2
-    assert found["before"]["relu_count"] == 4 + 3 + 3
+    actual = grammar.described(Fork().eval(), torch.zeros(1, 2))
+    assert actual["before"]["depth"] == 2
+    assert actual["before"]["relu_count"] == 4 + 3 + 3
 
 
 def test_what_is_not_piecewise_linear_has_the_compilers_reason():
-    found = grammar.described(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()).eval(), torch.zeros(1, 2))
-    assert set(found) == {"reason"}
-    assert found["reason"].startswith("sigmoid at 1 (Sigmoid)")
+    actual = grammar.described(nn.Sequential(nn.Linear(2, 2), nn.Sigmoid()).eval(), torch.zeros(1, 2))
+    assert set(actual) == {"reason"}
+    assert actual["reason"].startswith("sigmoid at 1 (Sigmoid)")
 
 
 def test_every_net_has_a_row_and_every_row_is_a_published_variant():
@@ -101,7 +101,7 @@ def test_every_net_has_a_row_and_every_row_is_a_published_variant():
     assert set(rows) | set(grammar.SMOKE) <= claims
 
 
-def test_the_stage_leaves_one_file_of_equal_bytes_and_nothing_beside_it(tmp_path, monkeypatch, capsys):
+def test_the_stage_writes_one_file_of_equal_bytes_and_no_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(grammar, "SMOKE", (("mlp", "MLP-2"), ("activation_blocks", "M2 add")))
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     for out in (first, second):

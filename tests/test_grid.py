@@ -35,25 +35,25 @@ def cell(tmp_path, monkeypatch):
     del sys.modules["cells"]
 
 
-def measured(cell, tmp_path, *, digest="a", **options):
+def run_cells(cell, tmp_path, *, digest="a", **options):
     cells = [{"number": n, "log": str(tmp_path / "log")} for n in range(6)]
     return launch.run_grid(cell, cells, tmp_path / "partial", digest=digest, title="test", **options)
 
 
 @pytest.mark.parametrize("options", [{"workers": 1}, {"workers": 2}])
 def test_results_come_in_the_order_of_the_cells(cell, tmp_path, options):
-    assert measured(cell, tmp_path, **options) == [{"number": n, "square": n**2} for n in range(6)]
+    assert run_cells(cell, tmp_path, **options) == [{"number": n, "square": n**2} for n in range(6)]
 
 
-def test_what_is_kept_is_not_measured_again_unless_its_source_changed(cell, tmp_path):
-    first = measured(cell, tmp_path, workers=1)
-    assert measured(cell, tmp_path, workers=1) == first
+def test_stored_results_are_not_measured_again_unless_a_source_changed(cell, tmp_path):
+    first = run_cells(cell, tmp_path, workers=1)
+    assert run_cells(cell, tmp_path, workers=1) == first
     assert (tmp_path / "log").read_text().split() == list("012345")
-    assert measured(cell, tmp_path, workers=1, digest="b") == first
+    assert run_cells(cell, tmp_path, workers=1, digest="b") == first
     assert len((tmp_path / "log").read_text().split()) == 12
 
 
-def test_a_killed_grid_goes_on_where_it_was(cell, tmp_path):
+def test_a_killed_grid_resumes_where_it_stopped(cell, tmp_path):
     program = textwrap.dedent(f"""
         from pathlib import Path
         from cells import cell
@@ -68,8 +68,8 @@ def test_a_killed_grid_goes_on_where_it_was(cell, tmp_path):
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    kept = len(list((tmp_path / "partial").glob("[!.]*.json")))
-    assert 3 <= kept < 8
+    stored = len(list((tmp_path / "partial").glob("[!.]*.json")))
+    assert 3 <= stored < 8
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(again.stdout) == list(range(8))
     times = (tmp_path / "log").read_text().split()
@@ -83,4 +83,4 @@ def test_a_cluster_measures_the_same(cell, tmp_path, monkeypatch):
 
     # submitit's own stand-in for SLURM: the same pickled jobs, run by local processes.
     monkeypatch.setattr(submitit, "AutoExecutor", lambda folder: submitit.LocalExecutor(folder))
-    assert measured(cell, tmp_path, executor="submitit") == [{"number": n, "square": n**2} for n in range(6)]
+    assert run_cells(cell, tmp_path, executor="submitit") == [{"number": n, "square": n**2} for n in range(6)]

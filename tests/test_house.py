@@ -1,4 +1,4 @@
-"""The house: which room may import which, what derives from pyproject, what the files are called."""
+"""The structure of the project: which folder may import which, files derived from pyproject.toml, file names."""
 
 import ast
 import re
@@ -40,13 +40,13 @@ def room(path):
 
 def imports(path):
     """Modules of skipform that a file imports, anywhere in it."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "skipform"}
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in modules if name.split(".")[0] == "skipform"}
 
 
 def sources():
@@ -101,15 +101,15 @@ def test_a_wrong_option_of_any_stage_is_refused_before_torch_is_imported(tmp_pat
 
 
 def test_the_pipeline_trains_every_experiment_of_the_survey():
-    said = {
+    groups = {
         key: value for block in yaml.safe_load((ROOT / "dvc.yaml").read_text())["vars"] for key, value in block.items()
     }
-    assert sorted([*said["classifiers"], *said.get("beyond", [])]) == sorted(
+    assert sorted([*groups["classifiers"], *groups.get("beyond", [])]) == sorted(
         path.stem for path in (ROOT / "experiments" / "survey").glob("*.yaml")
     )
 
 
-def test_no_room_has_a_name_that_says_nothing():
+def test_no_module_has_a_name_without_meaning():
     banned = {"utils", "helpers", "common", "misc", "base", "registry"}
     assert not [p for p in [*PACKAGE.rglob("*.py"), *(ROOT / "analysis").glob("*.py")] if p.stem in banned]
 

@@ -41,8 +41,8 @@ def drawn(request):
 
 
 def test_masks_are_the_ink_and_boxes_are_tight_round_it(drawn):
-    found, _ = drawn
-    for image, mask, boxes, labels in zip(found.images[:, 0], found.masks, found.boxes, found.labels, strict=True):
+    actual, _ = drawn
+    for image, mask, boxes, labels in zip(actual.images[:, 0], actual.masks, actual.boxes, actual.labels, strict=True):
         assert torch.equal(mask > 0, image > 63)  # the background is at most 48, ink at least 255 INK = 63.5
         assert {int(label) + 1 for label in labels} == set(mask.unique().tolist()) - {0}
         for digit in labels.unique():  # the ink of a class fills just the boxes of its digits, from edge to edge
@@ -58,10 +58,10 @@ def test_masks_are_the_ink_and_boxes_are_tight_round_it(drawn):
 
 
 def test_numbers_sizes_and_overlaps_are_those_asked_for(drawn):
-    found, asked = drawn
+    actual, asked = drawn
     least, most = asked.get("digits", (2, 5))
     canvas = asked.get("canvas", 64)
-    for boxes, labels in zip(found.boxes, found.labels, strict=True):
+    for boxes, labels in zip(actual.boxes, actual.labels, strict=True):
         assert least <= len(labels) == len(boxes) <= most
         assert (boxes >= 0).all()
         assert (boxes <= canvas).all()
@@ -85,11 +85,11 @@ def test_every_digit_is_an_interpolated_one_of_its_own_split():
     data = Images("digits")
     data.setup()
     for split in ("train", "test"):
-        found = scenes(split, 6, seed=1, digits=(2, 2), size=(12, 12), noise=0)
+        actual = scenes(split, 6, seed=1, digits=(2, 2), size=(12, 12), noise=0)
         pixels, classes = data.pixels[split]
         enlarged = functional.interpolate(pixels.double() / 16, size=12, mode="bilinear")[:, 0]
         enlarged = torch.where(enlarged >= INK, enlarged, 0)
-        for image, boxes, labels in zip(found.images[:, 0], found.boxes, found.labels, strict=True):
+        for image, boxes, labels in zip(actual.images[:, 0], actual.boxes, actual.labels, strict=True):
             for (x0, y0, x1, y1), label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
                 patch = image[y0:y1, x0:x1]
                 candidates = enlarged[classes == label]
@@ -109,18 +109,18 @@ def test_a_scene_depends_on_split_seed_and_number_alone():
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("arguments", "message"),
     [
         ({"split": "all"}, "unknown split 'all'; accepted: train, test"),
-        ({"digits": (3, 2)}, r"digits: \(3, 2\); accepted: two numbers from 1 on, the greater last"),
-        ({"size": (6, 9)}, r"size: \(6, 9\); accepted: two numbers from 8 on"),
+        ({"digits": (3, 2)}, r"digits: \(3, 2\); accepted: two ascending numbers of at least 1"),
+        ({"size": (6, 9)}, r"size: \(6, 9\); accepted: two ascending numbers of at least 8"),
         ({"size": (8, 65)}, r"size: \(8, 65\); accepted: at most 64, the canvas"),
         ({"canvas": 24, "digits": (9, 9), "size": (12, 24)}, "canvas: 24 is too small for up to 9 digits of up to 24"),
     ],
 )
-def test_scenes_that_cannot_be_drawn_are_one_line(said, message):
+def test_scenes_that_cannot_be_drawn_are_one_line(arguments, message):
     with pytest.raises(SkipformError, match=message):
-        scenes(**{"split": "train", "count": 1} | said)
+        scenes(**{"split": "train", "count": 1} | arguments)
 
 
 def test_standardised_digit_scenes_have_about_mean_0_and_deviation_1():
@@ -128,7 +128,7 @@ def test_standardised_digit_scenes_have_about_mean_0_and_deviation_1():
     data.setup()
     images = data.splits["train"][0]
     assert len(data.splits["test"][0]) == 20
-    # 100 scenes of about 3.5 digits, of all that there could be: the share of ink varies by a few percent
+    # 100 random scenes of about 3.5 digits: the share of ink varies by a few percent
     assert abs(images.mean().item()) < 0.1
     assert abs(images.std().item() - 1) < 0.1
 
@@ -221,7 +221,7 @@ def test_testing_sees_every_image_once_whole_and_in_order():
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("arguments", "message"),
     [
         ({"crops": 0}, r"data.crops: 0; accepted: 1 or more"),
         ({"elastic": -1.0}, r"data.elastic: -1.0; accepted: 0 or more"),
@@ -229,9 +229,9 @@ def test_testing_sees_every_image_once_whole_and_in_order():
         ({"crop": 65}, r"data.crop: 65; accepted: at most 64, the size of the images"),
     ],
 )
-def test_a_wrong_argument_is_named(said, message):
+def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(SkipformError, match=message):
-        Masks(**{"name": "digit_masks", "scenes": 5} | said).setup()
+        Masks(**{"name": "digit_masks", "scenes": 5} | arguments).setup()
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ def test_an_archive_cut_short_names_a_slice_beyond_the_cut(share, isbi, tmp_path
         Masks("isbi2012", root=str(tmp_path)).prepare_data()
 
 
-def test_downloading_mends_what_is_broken_even_beside_an_archive(isbi, home, tmp_path, monkeypatch):
+def test_downloading_mends_what_is_broken_even_next_to_an_archive(isbi, home, tmp_path, monkeypatch):
     name = "data/membrane/train/image/3.png"
     lay(isbi, home[0])
     lay(isbi | {name: b"half"}, tmp_path / "isbi2012_unet", "membrane.tar")
@@ -378,7 +378,7 @@ def test_loss_and_scores_are_their_definitions_pixel_by_pixel(k, h, smaller, ign
     weights = tuple(range(1, k + 1)) if weighted else None
     task = Segment(Fixed(), Optimizer(), num_classes=k, ignore_index=ignore, class_weights=weights)
     for part in range(3):  # the scores are of all pixels together, however they come
-        found = task.evaluate("test", scores[part : part + 1], masks[part : part + 1])
+        actual = task.evaluate("test", scores[part : part + 1], masks[part : part + 1])
     whole = task.step(scores, masks)
     seen = masks[:, smaller // 2 : smaller // 2 + h, smaller // 2 : smaller // 2 + h]
     pixels = [
@@ -392,7 +392,7 @@ def test_loss_and_scores_are_their_definitions_pixel_by_pixel(k, h, smaller, ign
     guesses = [(int(s.argmax()), c) for s, c in pixels]
     assert whole["size"] == len(pixels)
     assert whole["error"] == sum(guess != c for guess, c in guesses)
-    assert found["size"] * 3 == len(pixels)
+    assert actual["size"] * 3 == len(pixels)
     shares = []
     for c in range(k):
         either = sum(c in pair for pair in guesses)
@@ -457,10 +457,10 @@ def test_isbi_errors_are_one_minus_the_best_f_score_over_ten_thresholds():
         metric.update(scores[1:], truth[1:].long())
     f_scores, rands = [], []
     for threshold in np.arange(10) / 10:
-        found = probability > threshold
-        right = (found & truth).sum().item()
-        f_scores.append(2 * right / (found.sum().item() + truth.sum().item()))
-        rands.append(np.mean([pairs_score(t.numpy(), p.numpy()) for t, p in zip(truth, found, strict=True)]))
+        actual = probability > threshold
+        right = (actual & truth).sum().item()
+        f_scores.append(2 * right / (actual.sum().item() + truth.sum().item()))
+        rands.append(np.mean([pairs_score(t.numpy(), p.numpy()) for t, p in zip(truth, actual, strict=True)]))
     assert pixel.compute().item() == pytest.approx(1 - max(f_scores), abs=1e-6)  # float32
     assert rand.compute().item() == pytest.approx(1 - max(rands), abs=1e-6)
 
@@ -469,9 +469,9 @@ def test_isbi_errors_are_one_minus_the_best_f_score_over_ten_thresholds():
 def test_mirroring_is_numpys_reflection_round_the_centre(h, w, more, wider):
     x = np.arange(h * w).reshape(1, 1, h, w)
     sides = [(0, 0), (0, 0), (more // 2, more - more // 2), (wider // 2, wider - wider // 2)]
-    found = mirrored(torch.from_numpy(x), h + more, w + wider)
-    assert np.array_equal(found, np.pad(x, sides, "reflect"))
-    assert np.array_equal(centre(found, h, w), x)
+    actual = mirrored(torch.from_numpy(x), h + more, w + wider)
+    assert np.array_equal(actual, np.pad(x, sides, "reflect"))
+    assert np.array_equal(centre(actual, h, w), x)
 
 
 @settings(max_examples=10, deadline=None)
@@ -480,8 +480,8 @@ def test_with_mirrored_borders_a_net_without_padding_scores_every_pixel(h, w):
     net = nets.build("unet", width=2, levels=2).eval()
     images, masks = torch.randn(1, 1, h, w), torch.zeros(1, h, w, dtype=torch.long)
     bare = Segment(net, Optimizer(), num_classes=2, mirror=True)
-    found = bare.examples(images, masks)
-    assert found["predicted"].shape == found["masks"].shape == masks.shape
+    actual = bare.examples(images, masks)
+    assert actual["predicted"].shape == actual["masks"].shape == masks.shape
     room = net.room(h), net.room(w)
     # the least size that fits: one step less scores fewer pixels, or does not fit at all
     for size, fitting in zip((h, w), room, strict=True):
@@ -500,7 +500,9 @@ def test_mirroring_is_refused_for_a_net_that_needs_none():
 
 
 def test_as_many_class_weights_as_classes():
-    with pytest.raises(SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one per class"):
+    with pytest.raises(
+        SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one per class"
+    ):
         Segment(Fixed(), Optimizer(), num_classes=2, class_weights=(1.0, 2.0, 3.0))
 
 

@@ -78,8 +78,11 @@ def test_products_that_vanish_in_float64_are_no_zeros() -> None:
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1.0, 1e200, 1e300])
 def test_lengths_scale_with_the_path(scale: float) -> None:
-    expected, found = trajectory_length(net(bias=False), points()), trajectory_length(net(bias=False), scale * points())
-    np.testing.assert_allclose((found.input / scale, found.output / scale), (expected.input, expected.output), 1e-12)
+    expected, actual = (
+        trajectory_length(net(bias=False), points()),
+        trajectory_length(net(bias=False), scale * points()),
+    )
+    np.testing.assert_allclose((actual.input / scale, actual.output / scale), (expected.input, expected.output), 1e-12)
 
 
 def test_ranks_in_inference_mode_are_those_outside() -> None:
@@ -89,7 +92,7 @@ def test_ranks_in_inference_mode_are_those_outside() -> None:
         assert (jacobian_rank(f, x[0].clone()).rank, functional_dimension(f, x.clone()).rank) == expected == (2, 8)
 
 
-def test_a_module_that_writes_into_its_input_is_measured_where_it_was_asked_for() -> None:
+def test_a_module_that_writes_into_its_input_is_measured_at_the_given_points() -> None:
     f, plain, x = nn.Sequential(SubtractsInPlace(), net()).eval(), net(), points()
     before = x.clone()
     assert functional_dimension(f, x).singular_values == pytest.approx(
@@ -101,7 +104,7 @@ def test_a_module_that_writes_into_its_input_is_measured_where_it_was_asked_for(
     assert torch.equal(x, before)
 
 
-def test_lengths_do_not_depend_on_where_the_batch_stands() -> None:
+def test_lengths_do_not_depend_on_the_position_of_the_batch_dimension() -> None:
     path = points()
     assert trajectory_length(After(lambda y: y.mT), path) == trajectory_length(net(), path)
 
@@ -130,7 +133,7 @@ def test_anything_but_one_output_is_refused(function: Callable[[Tensor], Any]) -
             measured()
 
 
-def test_chance_in_forward_is_refused() -> None:
+def test_randomness_in_forward_is_refused() -> None:
     f, x = After(lambda y: F.dropout(y, 0.5)), points()
     for measured in (lambda: jacobian_rank(f, x[0]), lambda: functional_dimension(f, x)):
         with pytest.raises(SkipformError, match="without chance"):
@@ -215,8 +218,8 @@ def test_weights_in_any_dtype_are_the_numbers_that_they_are(dtype: torch.dtype) 
     rounded, x = net().to(dtype), points().to(dtype)
     exact = copy.deepcopy(rounded).double()
     for given in (x, x.double(), x.mT.contiguous().mT, x.clone().requires_grad_()):
-        found, expected = line(rounded, given[0], given[1]), line(exact, x[0].double(), x[1].double())
-        np.testing.assert_array_equal(found.breakpoints, expected.breakpoints)
+        actual, expected = line(rounded, given[0], given[1]), line(exact, x[0].double(), x[1].double())
+        np.testing.assert_array_equal(actual.breakpoints, expected.breakpoints)
         assert jacobian_rank(rounded, given[0]).rank == 2
 
 
@@ -229,8 +232,8 @@ def test_blocks_of_any_size_count_the_same(rows: int, monkeypatch: pytest.Monkey
     for f, rng in nets:
         a, b = random_point(rng, f.in_features), random_point(rng, f.in_features)
         expected = reference.line_regions(f, a, b)
-        found = line(f, *(torch.tensor([float(x) for x in point], dtype=torch.float64) for point in (a, b)))
-        assert (found.count, found.pieces) == (len(expected), reference.pieces(expected))
+        actual = line(f, *(torch.tensor([float(x) for x in point], dtype=torch.float64) for point in (a, b)))
+        assert (actual.count, actual.pieces) == (len(expected), reference.pieces(expected))
 
 
 def test_products_with_dense_and_with_sparse_layers_are_equal() -> None:

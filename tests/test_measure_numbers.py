@@ -111,7 +111,7 @@ def test_trajectory_of_an_isometry_keeps_its_length_and_of_a_zigzag_is_stretched
     path = torch.stack([circle.cos(), circle.sin()], 1)
     rotation = perceptron([Affine.of([[0.6, -0.8], [0.8, 0.6]])])
     assert trajectory_length(rotation, path).growth == pytest.approx(1.0, rel=1e-14)  # rounding of 100 lengths
-    # |x| folds [-1, 1]: sampled at its ends nothing moves, exactly the length is kept.
+    # |x| folds [-1, 1]: sampled at its ends nothing moves; exactly, the length stays the same.
     fold = perceptron([Affine.of([[1.0], [-1.0]]), Affine.of([[1.0, 1.0]])])
     ends = torch.tensor([[-1.0], [1.0]])
     assert trajectory_length(fold, ends).output == 0

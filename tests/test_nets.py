@@ -100,7 +100,7 @@ def test_every_variant_has_the_parameters_it_claims(name, monkeypatch):
     assert counted == {row["variant"]: row["parameters"] for row in ROWS if row["net"] == name}
 
 
-def test_every_net_states_its_paper_and_the_grammars_words():
+def test_every_net_states_its_paper_and_the_terms_of_the_survey():
     for row in ROWS:
         assert {"paper", "year", "skip", "activations_per_block", "levels", "depth"} <= row.keys(), row["net"]
 
@@ -140,7 +140,7 @@ REWRITTEN = [(name, arguments) for name, entries in LINEAR.items() for arguments
 
 
 @pytest.mark.parametrize(("name", "arguments"), REWRITTEN, ids=named(REWRITTEN))
-def test_only_affine_relu_and_concatenation_say_the_same(name, arguments):
+def test_the_rewritten_net_has_only_affine_relu_concatenation_and_equal_outputs(name, arguments):
     net = small(name, arguments)
     expected = net(images(5))
     # float64, some 20 layers of sums of at most a few hundred terms: both round by far less than 1e4 ulp of the output
@@ -155,7 +155,7 @@ def test_gates_and_products_have_no_piecewise_linear_form(name, arguments):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("resnt", {}, "unknown net 'resnt'; accepted: activation_blocks, "),
         ("resnet", {"dpth": 20}, "net 'resnet': unknown key 'dpth' (did you mean depth?); accepted: in_channels, "),
@@ -175,10 +175,10 @@ def test_gates_and_products_have_no_piecewise_linear_form(name, arguments):
         ("mlp", {"depth": {"name": "mlp"}}, "net 'mlp'.depth: Sequential is not accepted; accepted: int"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, said):
+def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, message):
     with pytest.raises(SkipformError) as raised:
         nets.build(name, **arguments)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

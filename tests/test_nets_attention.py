@@ -1,4 +1,4 @@
-"""The nets that attend, beside the libraries that have them: same parameters, same outputs with the same weights."""
+"""The nets with attention against libraries that have them: equal parameters, equal outputs with equal weights."""
 
 import math
 from pathlib import Path
@@ -70,10 +70,10 @@ def flat(output: Tensor | dict) -> Tensor:
     return output.flatten()
 
 
-def agree(found: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
+def agree(actual: Tensor, expected: Tensor, relative: float = 1e-5) -> None:
     """float32, the same operations with the same weights: some ten layers of a few ulp, 1.2e-7, each."""
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=0, atol=relative * float(expected.detach().abs().max()))
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=relative * float(expected.detach().abs().max()))
 
 
 def take(own: nn.Module, *theirs: nn.Module, transposed: bool = False) -> None:
@@ -216,15 +216,15 @@ def test_bert_is_the_librarys_under_every_head(head):
         plain, full = ours(words), ours(words, segments, present)
         plain_theirs = theirs(words)
         full_theirs = theirs(words, token_type_ids=segments, attention_mask=present.long())
-    for found, expected in ((plain, plain_theirs), (full, full_theirs)):
+    for actual, expected in ((plain, plain_theirs), (full, full_theirs)):
         if head == "pooled":
-            agree(found["hidden"], expected.last_hidden_state)
-            agree(found["pooled"], expected.pooler_output)
+            agree(actual["hidden"], expected.last_hidden_state)
+            agree(actual["pooled"], expected.pooler_output)
         elif head == "words":
-            agree(found, expected.logits)
+            agree(actual, expected.logits)
         else:
-            agree(found["words"], expected.prediction_logits)
-            agree(found["next"], expected.seq_relationship_logits)
+            agree(actual["words"], expected.prediction_logits)
+            agree(actual["next"], expected.seq_relationship_logits)
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
@@ -333,10 +333,10 @@ def test_detr_is_the_librarys_with_and_without_padding(padded):
     if padded:
         present[1, 64:], present[1, :, 96:] = False, False
     with torch.no_grad():
-        found = ours(images, present) if padded else ours(images)
+        actual = ours(images, present) if padded else ours(images)
         expected = theirs(images, present.long())
-        agree(found["logits"], expected.logits)
-        agree(found["boxes"], expected.pred_boxes)
+        agree(actual["logits"], expected.logits)
+        agree(actual["boxes"], expected.pred_boxes)
 
 
 def test_detrs_auxiliary_outputs_are_those_of_shallower_decoders():
@@ -405,7 +405,7 @@ def vectors(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("name", sorted(NARROW))
-def test_what_attends_has_no_piecewise_linear_form(name):
+def test_nets_with_attention_have_no_piecewise_linear_form(name):
     assert {row["piecewise_linear"] for row in nets.survey() if row["net"] == name} == {False}
     with pytest.raises(UnsupportedOperation):
         rewrite(*vectors(name))
@@ -447,22 +447,22 @@ def test_a_layer_is_its_formula_with_each_skip_on_or_off(norm, skips):
 def test_a_wave_is_the_papers_sine_and_cosine(place, half):
     angles = [place / 10000 ** (2 * i / (2 * half)) for i in range(half)]
     expected = [f(angle) for angle in angles for f in (math.sin, math.cos)]
-    found = sinusoids(torch.tensor(place, dtype=torch.float64), 2 * half).tolist()
-    assert found == pytest.approx(expected, abs=1e-11)  # float64 angles up to 5000 carry an error of some 5000 ulp
+    actual = sinusoids(torch.tensor(place, dtype=torch.float64), 2 * half).tolist()
+    assert actual == pytest.approx(expected, abs=1e-11)  # float64 angles up to 5000 carry an error of some 5000 ulp
 
 
 @settings(max_examples=30)
 @given(h=st.integers(1, 5), w=st.integers(1, 5), seed=st.integers(0, 99))
 def test_waves_in_two_dimensions_count_the_places_that_are_present(h, w, seed):
     present = torch.rand(1, h, w, generator=torch.Generator().manual_seed(seed)) < 0.7
-    found = sinusoids_2d(present, 8, torch.float64)
+    actual = sinusoids_2d(present, 8, torch.float64)
     for i in range(h):
         for j in range(w):
             row, rows = present[0, : i + 1, j].sum(), present[0, :, j].sum()
             column, columns = present[0, i, : j + 1].sum(), present[0, i].sum()
             angles = [2 * math.pi * int(a) / (int(b) + 1e-6) for a, b in ((row, rows), (column, columns))]
             expected = torch.cat([sinusoids(torch.tensor(angle, dtype=torch.float64), 4) for angle in angles])
-            torch.testing.assert_close(found[0, i, j], expected, rtol=0, atol=1e-13)  # angles below 2 pi: a few ulp
+            torch.testing.assert_close(actual[0, i, j], expected, rtol=0, atol=1e-13)  # angles below 2 pi: a few ulp
 
 
 @settings(max_examples=30)
@@ -503,8 +503,8 @@ def test_attention_weights_are_seen_by_name_and_sum_to_one(name, arguments):
     net = small(name, **arguments)
     expected = flat(net(*inputs(name)))
     with AttentionRecorder() as recorder:
-        found = flat(net(*inputs(name)))
-    agree(found, expected)
+        actual = flat(net(*inputs(name)))
+    agree(actual, expected)
     calls = sum(type(module).__name__ in ("SelfAttention", "Attention") for module in net.modules())
     assert len(recorder.weights) == calls
     for weights in recorder.weights:
@@ -518,15 +518,15 @@ def test_the_seen_weights_are_the_ones_paid():
     attention = SelfAttention(8, 2, causal=True).double()
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     with AttentionRecorder() as recorder:
-        found = attention(x)
+        actual = attention(x)
     value = attention.qkv(x)[..., 16:].unflatten(-1, (2, 4)).transpose(1, 2)
     by_hand = attention.out((recorder.weights[0] @ value).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-13)  # float64, sums of 8 terms of size 1
+    torch.testing.assert_close(actual, by_hand, rtol=0, atol=1e-13)  # float64, sums of 8 terms of size 1
     assert bool((recorder.weights[0].triu(1) == 0).all())
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("gpt", {"width": 10, "heads": 4}, "net 'gpt': width=10 is not accepted; it takes multiples of 4 (heads)"),
         ("vit", {"image_size": 30}, "net 'vit': image_size=30 is not accepted; it takes multiples of 4 (patch)"),
@@ -538,10 +538,10 @@ def test_the_seen_weights_are_the_ones_paid():
         ("detr", {"backbone": RESNET, "width": 6, "heads": 2}, "it takes multiples of 4 (a sine and a cosine of row"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, said):
+def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, message):
     with pytest.raises(SkipformError) as raised:
         nets.build(name, **arguments)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

@@ -82,9 +82,9 @@ class Constant(nn.Module):
 def test_the_highway_is_a_convex_mean_of_branch_and_shortcut():
     x = torch.randn(5, 3, dtype=torch.float64)
     for t in (0.0, 0.25, 1.0):
-        found = Gated(nn.ReLU(), nn.Identity(), Constant(t))(x)
+        actual = Gated(nn.ReLU(), nn.Identity(), Constant(t))(x)
         torch.testing.assert_close(
-            found, t * torch.relu(x) + (1 - t) * x, rtol=0, atol=1e-15
+            actual, t * torch.relu(x) + (1 - t) * x, rtol=0, atol=1e-15
         )  # entries of size 1: ulps
 
 
@@ -190,12 +190,12 @@ def test_a_sample_that_follows_a_column_sees_that_plain_net(column):
 def test_local_drop_path_keeps_at_least_one_column_and_averages_what_it_keeps(drop, columns, seed):
     torch.manual_seed(seed)
     values = [torch.full((16, 1, 1, 1), 2.0**j) for j in range(columns)]
-    found = Join(0, drop)(values, torch.full((16,), -1)).flatten()
+    actual = Join(0, drop)(values, torch.full((16,), -1)).flatten()
     subsets = [[2.0**j for j in range(columns) if kept >> j & 1] for kept in range(1, 2**columns)]
     means = torch.tensor([sum(subset) / len(subset) for subset in subsets])
-    assert all(bool(torch.isclose(means, value, rtol=1e-6).any()) for value in found)  # float32
+    assert all(bool(torch.isclose(means, value, rtol=1e-6).any()) for value in actual)  # float32
     if drop == 0:
-        assert bool(torch.isclose(found, means[-1], rtol=1e-6).all())
+        assert bool(torch.isclose(actual, means[-1], rtol=1e-6).all())
 
 
 def test_addition_blocks_copy_concatenation_blocks():

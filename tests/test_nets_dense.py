@@ -59,10 +59,10 @@ def flat(output: Tensor | dict) -> Tensor:
     return torch.cat([p.flatten() for p in output.values()]) if isinstance(output, dict) else output.flatten()
 
 
-def agree(found: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
+def agree(actual: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
     """float64, some 20 layers of the same sums in another order: far less than 1e4 ulp of the largest output."""
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=0, atol=relative * float(expected.detach().abs().max()))
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, rtol=0, atol=relative * float(expected.detach().abs().max()))
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
@@ -87,7 +87,7 @@ def test_weights_survive_safetensors(name, arguments, tmp_path: Path):
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
-def test_only_affine_relu_and_concatenation_say_the_same(name, arguments):
+def test_the_rewritten_net_has_only_affine_relu_concatenation_and_equal_outputs(name, arguments):
     net, x = small(name, **arguments), images(2, 1, 12, 12)
     agree(flat(rewrite(net, x)(images(3, 1, 12, 12))), flat(net(images(3, 1, 12, 12))))
 
@@ -98,12 +98,12 @@ def test_only_affine_relu_and_concatenation_say_the_same(name, arguments):
 @given(s=st.sampled_from([1, 2, 3, 4, 8]), h=st.integers(1, 5), w=st.integers(1, 5), c=st.integers(1, 3))
 def test_the_last_step_begins_as_bilinear_interpolation(s, h, w, c):
     x = images(2, c, h, w)
-    found = bilinear(c, s).double()(x)
-    assert found.shape == (2, c, s * h, s * w)
+    actual = bilinear(c, s).double()(x)
+    assert actual.shape == (2, c, s * h, s * w)
     padded = F.pad(x, (1, 1, 1, 1))  # beyond the border it interpolates towards zero
     expected = F.interpolate(padded, scale_factor=s, mode="bilinear", align_corners=False)
     # the weights are float32, 6e-8 each; four terms below 5
-    torch.testing.assert_close(found, expected[..., s:-s, s:-s], rtol=0, atol=2e-6)
+    torch.testing.assert_close(actual, expected[..., s:-s, s:-s], rtol=0, atol=2e-6)
 
 
 @settings(max_examples=20)
@@ -263,8 +263,8 @@ def test_the_pyramid_is_torchvisions():
     copy_in_order(theirs, ours)
     maps = pyramid_inputs()
     expected = theirs({str(i): m for i, m in enumerate(maps)})
-    for found, other in zip(ours(maps), expected.values(), strict=True):
-        agree(found, other)
+    for actual, other in zip(ours(maps), expected.values(), strict=True):
+        agree(actual, other)
 
 
 def copy_in_order(to: nn.Module, source: nn.Module) -> None:
@@ -297,8 +297,8 @@ def test_a_pyramid_is_the_sum_of_the_terms_it_has(laterals, top_down):
             columns = torch.arange(w) * above.shape[3] // w
             terms.append(above[:, :, rows][..., columns])
         merged.insert(0, sum(terms))
-    for found, out, m in zip(net(maps), net.outs, merged, strict=True):
-        agree(found, out(m))
+    for actual, out, m in zip(net(maps), net.outs, merged, strict=True):
+        agree(actual, out(m))
 
 
 def test_maps_are_named_by_their_stage():
@@ -307,8 +307,8 @@ def test_maps_are_named_by_their_stage():
         2: {"p3": 8, "p4": 4},
     }
     for levels, expected in shapes.items():
-        found = small("fpn", backbone=RESNET, channels=4, levels=levels)(images(1, 1, 16, 16))
-        assert {key: p.shape[-1] for key, p in found.items()} == expected
+        actual = small("fpn", backbone=RESNET, channels=4, levels=levels)(images(1, 1, 16, 16))
+        assert {key: p.shape[-1] for key, p in actual.items()} == expected
 
 
 def detectors() -> tuple[nn.Module, nn.Module]:
@@ -344,11 +344,11 @@ def test_the_detector_is_torchvisions_retinanet():
     copy_in_order(theirs, ours)
     for net in (ours, theirs):
         net.eval().score_thresh = 0.0
-    for found, other in zip(ours(x), theirs(x), strict=True):
-        assert len(found["boxes"]) > 0
+    for actual, other in zip(ours(x), theirs(x), strict=True):
+        assert len(actual["boxes"]) > 0
         for key in ("scores", "boxes"):
-            agree(found[key], other[key])
-        assert torch.equal(found["labels"], other["labels"])
+            agree(actual[key], other[key])
+        assert torch.equal(actual["labels"], other["labels"])
 
 
 def test_a_narrow_detector_learns_two_boxes_and_survives_safetensors(tmp_path: Path):
@@ -367,20 +367,20 @@ def test_a_narrow_detector_learns_two_boxes_and_survives_safetensors(tmp_path: P
     assert totals[-1] < 0.2 * totals[0]  # it learns: the loss is far below where it started
     assert [key for key, p in net.named_parameters() if p.grad is None] == []
     net.eval()
-    (found,) = net([canvas])
+    (actual,) = net([canvas])
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     twin = nets.build("fpn", backbone=RESNET, **DETECT).eval()
     twin.load_state_dict(load_file(tmp_path / "net.safetensors"))
     (again,) = twin([canvas])
-    assert all(torch.equal(found[key], again[key]) for key in ("boxes", "scores", "labels"))
+    assert all(torch.equal(actual[key], again[key]) for key in ("boxes", "scores", "labels"))
     # the two best boxes of different classes lie on the two squares
-    best = [found["boxes"][found["labels"] == label][:1] for label in (0, 2)]
+    best = [actual["boxes"][actual["labels"] == label][:1] for label in (0, 2)]
     overlap = torchvision.ops.box_iou(torch.cat(best), target["boxes"])
     assert bool((overlap.diag() > 0.5).all())
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "said"),
+    ("name", "arguments", "message"),
     [
         ("fcn", {}, "net 'fcn'.backbone: missing"),
         ("fcn", {"backbone": {"name": "mlp"}}, "net 'fcn': backbone Sequential has no stages; it takes one that has"),
@@ -398,10 +398,10 @@ def test_a_narrow_detector_learns_two_boxes_and_survives_safetensors(tmp_path: P
         ("fpn", {"backbone": RESNET} | DETECT | {"anchors": (8, 16)}, "it takes one side for each of 3"),
     ],
 )
-def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, said):
+def test_a_request_that_cannot_be_met_is_one_line_that_says_what_is_accepted(name, arguments, message):
     with pytest.raises(SkipformError) as raised:
         nets.build(name, **arguments)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

@@ -1,4 +1,4 @@
-"""Nets beside independent code: torchvision's and Keras' of the same architecture, the papers' formulas written out."""
+"""Nets against independent code: the same architectures in torchvision and Keras, and the formulas of the papers."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -39,9 +39,9 @@ def with_weights_of(net: nn.Module, reference: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def agree(found: Tensor, expected: Tensor, relative: float) -> None:
+def agree(actual: Tensor, expected: Tensor, relative: float) -> None:
     scale = float(expected.detach().abs().max())
-    torch.testing.assert_close(found, expected, rtol=0, atol=relative * scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=relative * scale)
 
 
 IMAGENET = {"num_classes": 1000, "first": "7x7"}
@@ -95,7 +95,7 @@ def test_the_projection_blocks_are_the_keras_listing():
     body = [p for key, p in ours.named_parameters() if not key.startswith("head")]
     assert sum(p.numel() for p in body) == sum(int(torch.tensor(w.shape).prod()) for w in listing.trainable_weights)
 
-    # a block's two convolutions are told apart by their kernels, its norms follow in the order of the listing
+    # a block's two convolutions differ in their kernels, its norms follow in the order of the listing
     theirs = [layer for layer in listing.layers if layer.weights]
     for stage, own in enumerate(ours.stages):
         four = theirs[4 * stage : 4 * stage + 4]

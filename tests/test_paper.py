@@ -101,12 +101,17 @@ def leave_results(root, epochs):
             for w in ("initial", "final")
         ]
         (root / f"measures/claims/{claim}.json").write_text(json.dumps({"claim": claim, "rows": rows}))
-    found = {"item": "Theorem 1", "statement": "max of n in any depth m >= log2 n", "instances": 3, "max_error": 2e-16}
+    statement = {
+        "item": "Theorem 1",
+        "statement": "max of n in any depth m >= log2 n",
+        "instances": 3,
+        "max_error": 2e-16,
+    }
     checked = {"exact": True, "proved": None, "holds": True, "erratum": "3: an argument too many"}
     other = {"max_error": None, "exact": None, "proved": True, "erratum": None}
     layer = {"kind": "pooling", "instance": "window 3, stride 2", "depth": 4, "widths": [2, 1], "relu_count": 3}
     layers = [layer | {"name": name, "activations": ["relu"]} for name in ("MaxPooling2D", "MaxPooling2D, shallow")]
-    theorems = {"statements": [found | checked, found | checked | other], "constructors": layers}
+    theorems = {"statements": [statement | checked, statement | checked | other], "constructors": layers}
     (root / "measures/theorems.json").write_text(json.dumps(theorems))
     counts = {
         "before": {"depth": 2, "relu_count": 8, "max_poolings": 1, "held": 9},
@@ -125,16 +130,16 @@ def leave_examples(folder):
     masks = draw.integers(0, 3, (3, 8, 8))
     boxes = np.tile(np.array([[[1, 1, 5, 6], [0, 0, 0, 0]]], np.float32), (3, 1, 1))
     objects = {"boxes": boxes, "labels": np.tile(np.array([[3, -1]]), (3, 1))}
-    found = objects | {"scores": np.tile(np.array([[0.9, 0.0]], np.float32), (3, 1))}
+    detected = objects | {"scores": np.tile(np.array([[0.9, 0.0]], np.float32), (3, 1))}
     maps = {f"attention.{k}": np.full((2, 4, 4), 0.25, np.float32) for k in range(2)}
-    kept = {
+    examples = {
         "unet": {"images": image, "masks": masks, "predicted": masks[::-1].copy()},
-        "fpn": {"images": image, **objects, **{f"predicted_{key}": value for key, value in found.items()}}
+        "fpn": {"images": image, **objects, **{f"predicted_{key}": value for key, value in detected.items()}}
         | {"pyramid.p2": image[0], "pyramid.p3": image[0, :, ::2, ::2].copy()},
         "gpt": maps,
     }
     texts = {"gpt": {"skips/continuation": ["to be, or"] * 3}}
-    for net, arrays in kept.items():
+    for net, arrays in examples.items():
         named = {f"skips/{name}": array for name, array in arrays.items()}
         save_file(named, folder / f"{net}.safetensors", {"texts": json.dumps(texts.get(net, {}))})
 
@@ -230,7 +235,7 @@ def test_every_generated_file_the_paper_reads_is_made_and_every_figure_is_shown(
     assert {name for name in there if name.endswith(".pdf")} <= read
 
 
-def test_no_character_is_outside_the_faces_of_the_typesetter(made):
+def test_every_character_is_in_a_font_of_the_typesetter(made):
     """It has no East Asian glyphs and says nothing when one is missing."""
     texts = [ROOT / "paper" / name for name in SOURCES]
     texts += [p for p in (made / "paper/generated").iterdir() if p.suffix in (".csv", ".json")]
@@ -243,10 +248,10 @@ def test_what_is_missing_is_one_line_and_the_old_paper_stays(made, tmp_path, cap
     (tmp_path / "paper/generated/numbers.json").unlink()
     (tmp_path / "paper/paper.pdf").write_bytes(b"old")
     assert paper.main(source=str(tmp_path / "paper/main.typ"), output=str(tmp_path / "paper/paper.pdf")) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "numbers.json" in said
-    assert "skipform notebooks" in said
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "numbers.json" in message
+    assert "skipform notebooks" in message
     assert (tmp_path / "paper/paper.pdf").read_bytes() == b"old"
 
 

@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its Python session, its commands, its files."""
+"""The README is true: its Python session, its commands and its files."""
 
 import doctest
 import io

@@ -72,7 +72,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(cross, capsys, arguments, m
     assert not list(cross.glob("*.svg"))
 
 
-def test_a_trained_run_is_looked_at_through_its_own_images(tmp_path, monkeypatch):
+def test_a_trained_run_is_measured_on_its_own_test_images(tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
     config = str(root / "experiments" / "survey" / "mlp.yaml")

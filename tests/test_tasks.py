@@ -164,9 +164,9 @@ def test_a_checkpoint_remembers_the_arguments_of_task_and_net_with_nets_inside(t
     loaded = type(task).load_from_checkpoint(tmp_path / "untrained.ckpt")
     assert (loaded.num_classes, loaded.weights.tolist(), loaded.optimizer.lr) == (3, [1.0, 2.0, 3.0], 0.5)
     for nested in (backbone, skipform.build("resnet", depth=8, width=4, in_channels=1)):
-        found = nets.description(skipform.build("fpn", backbone=nested, num_classes=2))
-        assert found["name"] == "fpn"
-        assert found["backbone"] == backbone
+        block = nets.description(skipform.build("fpn", backbone=nested, num_classes=2))
+        assert block["name"] == "fpn"
+        assert block["backbone"] == backbone
     assert nets.description(nn.Linear(1, 1)) is None
 
 

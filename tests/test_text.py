@@ -73,7 +73,7 @@ def test_tiny_shakespeare_is_split_as_nanogpt_splits_it(verse):
     assert train + test == VERSE
 
 
-def test_a_limit_keeps_so_many_windows_of_each_split(verse):
+def test_a_limit_is_the_number_of_windows_of_each_split(verse):
     data = shakespeare(verse, context=8, limit=3)
     assert VERSE.startswith(data.text(data.splits["train"][None])[0])
     ((tokens, _),) = data.val_dataloader()[0]
@@ -101,9 +101,9 @@ def test_every_character_but_the_first_is_predicted_once_by_the_one_before_it(to
     asked = []
     for rank in range(world):
         batches = evaluated(text, t, size, masked=False, share=(rank, world))
-        found = list(batches)
-        assert len(found) == len(batches)
-        for tokens, targets in found:
+        actual = list(batches)
+        assert len(actual) == len(batches)
+        for tokens, targets in actual:
             assert torch.equal(tokens, tokens[:, :1] + torch.arange(t))
             assert torch.equal(targets[targets >= 0], tokens[targets >= 0] + 1)
             asked += targets[targets >= 0].tolist()
@@ -115,9 +115,9 @@ def test_a_masked_window_asks_for_15_percent_and_shows_the_rest(total, t, size, 
     t = min(t, total)
     text = 1000 + torch.arange(total)  # no token is a place
     batches = trained(text, t, size, masked=True, steps=3, seed=seed)
-    found = list(batches)
-    assert len(found) == len(batches) == 3
-    for tokens, targets in found:
+    actual = list(batches)
+    assert len(actual) == len(batches) == 3
+    for tokens, targets in actual:
         asked = targets >= 0
         assert tokens.shape == (size, t)
         assert (asked.sum(1) == round(0.15 * t)).all()
@@ -131,11 +131,11 @@ def test_a_masked_window_asks_for_15_percent_and_shows_the_rest(total, t, size, 
 def test_masked_testing_asks_for_no_place_twice_and_draws_the_same_masks_every_time(total, t, size):
     t = min(t, total)
     text = 1000 + torch.arange(total)
-    found = [list(evaluated(text, t, size, masked=True)) for _ in range(2)]
-    for (tokens, targets), (again, same) in zip(*found, strict=True):
+    actual = [list(evaluated(text, t, size, masked=True)) for _ in range(2)]
+    for (tokens, targets), (again, same) in zip(*actual, strict=True):
         assert torch.equal(tokens, again)
         assert torch.equal(targets, same)
-    asked = torch.cat([targets[targets >= 0] for _, targets in found[0]]).tolist()
+    asked = torch.cat([targets[targets >= 0] for _, targets in actual[0]]).tolist()
     assert len(set(asked)) == len(asked)
     windows, rest = divmod(total, t)
     assert windows * round(0.15 * t) <= len(asked) <= (windows + bool(rest)) * round(0.15 * t)
@@ -184,19 +184,19 @@ def test_the_shares_of_a_batch_are_the_batch(masked, world):
             assert torch.equal(torch.cat(pieces), whole[part])
 
 
-# what is wrong, said
+# wrong arguments -> message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"objective": "both"}, "unknown data.objective 'both'; accepted: causal, masked"),
         ({"context": 3}, "data.context: 3; accepted: 4 or more"),
         ({"steps": 0}, "data.steps: 0; accepted: 1 or more"),
     ],
 )
-def test_what_is_not_accepted_is_named(arguments, said):
-    with pytest.raises(SkipformError, match=f"^{said}$"):
+def test_what_is_not_accepted_is_named(arguments, message):
+    with pytest.raises(SkipformError, match=f"^{message}$"):
         Text(**{"name": "python_topics"} | arguments)
 
 
@@ -249,13 +249,13 @@ def test_the_character_frequencies_lose_their_entropy_over_the_held_out_text(ver
     entropy = -sum(count / len(predicted) * math.log(count / len(predicted)) for count in counts.values())
     scores = torch.tensor([math.log(max(counts[c], 1e-9)) for c in ALPHABET] + [-20.0, -20.0], dtype=torch.float64)
     judge = task(Table(scores.expand(98, 98)))
-    found = [judge.evaluate("test", *batch) for batch in data.val_dataloader()[0]]
-    size = sum(numbers["size"] for numbers in found)
+    actual = [judge.evaluate("test", *batch) for batch in data.val_dataloader()[0]]
+    size = sum(numbers["size"] for numbers in actual)
     assert size == len(predicted)
-    loss = sum(numbers["loss"] * numbers["size"] for numbers in found) / size
+    loss = sum(numbers["loss"] * numbers["size"] for numbers in actual) / size
     # the characters that do not occur have a share of 1e-9 of the weight
     assert loss.item() == pytest.approx(entropy, abs=1e-6)
-    assert 100 * sum(numbers["accuracy"] for numbers in found) / size == 100 * max(counts.values()) / size
+    assert 100 * sum(numbers["accuracy"] for numbers in actual) / size == 100 * max(counts.values()) / size
     # torchmetrics takes means in float32
     assert judge.scores("test") == {"perplexity": pytest.approx(math.exp(entropy), rel=1e-5)}
     assert judge.scores("test") == {}
@@ -284,7 +284,7 @@ def gpt(context=8):
     return skipform.build("gpt", vocab_size=98, context=context, depth=2, width=16, heads=2, dropout=0.0).eval()
 
 
-def test_a_greedy_text_is_what_the_net_says_at_every_place_of_it():
+def test_a_greedy_text_is_the_nets_prediction_at_every_place():
     net, prompt = gpt(), torch.tensor([[5, 7], [70, 90]])
     text = generate(net, prompt, 6, context=8, temperature=0)
     assert torch.equal(text[:, :2], prompt)
@@ -295,20 +295,20 @@ def test_a_greedy_text_is_what_the_net_says_at_every_place_of_it():
 
 @settings(max_examples=2, deadline=None)
 @given(st.sampled_from(["causal", "masked"]))
-def test_examples_are_texts_beside_what_stood_there(objective):
+def test_examples_are_texts_with_their_references(objective):
     data = Text("python_topics", objective=objective, context=8)
     data.setup()
     tokens, targets = (part[:3] for part in next(iter(data.val_dataloader()[0])))
-    found = task(gpt(), objective).examples(tokens, targets)
+    actual = task(gpt(), objective).examples(tokens, targets)
     start = data.text(data.splits["test"][None, :24])[0]
     if objective == "causal":
-        assert [data.text(found[key])[0] for key in ("prompt", "reference")] == [start[:4], start[4:8]]
-        assert found["continuation"].shape == (3, 8)
+        assert [data.text(actual[key])[0] for key in ("prompt", "reference")] == [start[:4], start[4:8]]
+        assert actual["continuation"].shape == (3, 8)
     else:
-        assert "".join(data.text(found["reference"])) == start
-        changed = found["filled"] != found["seen"]
+        assert "".join(data.text(actual["reference"])) == start
+        changed = actual["filled"] != actual["seen"]
         assert (targets >= 0)[changed].all()
-        assert torch.equal(found["filled"][targets >= 0], gpt()(tokens).argmax(2)[targets >= 0])
+        assert torch.equal(actual["filled"][targets >= 0], gpt()(tokens).argmax(2)[targets >= 0])
 
 
 @pytest.mark.parametrize(("net", "masked"), [("gpt", False), ("bert", True)])

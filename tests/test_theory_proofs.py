@@ -107,7 +107,7 @@ def test_relu_of_the_difference_plus_y_rounds_within_the_bound(x, y):
     assert abs(Fraction(got) - max(Fraction(x), Fraction(y))) <= Fraction(float(rounding.pair_bound(x, y)))
 
 
-def test_a_small_operand_is_lost_beside_a_large_one_and_minus_infinity_gives_nan():
+def test_a_small_operand_is_lost_against_a_large_one_and_minus_infinity_gives_nan():
     x, y = np.float64(1.0), np.float64(-(2.0**54))
     assert max(x - y, 0.0) + y == 0.0
     assert abs(0.0 - max(x, y)) <= rounding.pair_bound(x, y)

@@ -49,7 +49,7 @@ def test_subtraction_skip_is_a_concatenation_and_an_affine_map(x):
     assert skips.subtract((3,), (3,), exact=True)(x).tolist() == [a - b for a, b in zip(*x, strict=True)]
 
 
-def test_division_is_not_affine_as_the_paper_has_it():
+def test_division_is_not_affine_unlike_the_paper_states():
     at_midpoint, mean_of_ends = skips.division_witness()
     divide = lambda x, y: Fraction(x, y)  # noqa: E731
     assert at_midpoint == divide(1, 2) != (divide(1, 1) + divide(1, 3)) / 2 == mean_of_ends

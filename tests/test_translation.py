@@ -43,14 +43,14 @@ SPECIAL = {"pad": PAD, "begin": BEGIN, "end": END}
 
 @pytest.fixture(scope="module")
 def dates():
-    found = Translation("dates")
-    found.prepare_data()
-    found.setup()
-    return found
+    data = Translation("dates")
+    data.prepare_data()
+    data.setup()
+    return data
 
 
-def texts(found: Translation, split: str) -> list[tuple[str, str]]:
-    return list(zip(*map(found.text, found.splits[split]), strict=True))
+def texts(data: Translation, split: str) -> list[tuple[str, str]]:
+    return list(zip(*map(data.text, data.splits[split]), strict=True))
 
 
 MONTHS = {  # typed by hand, accents taken off: how a month begins, and no other one
@@ -79,7 +79,7 @@ def parsed(text: str) -> set[date]:
 
 def test_dates_mean_their_iso_form(dates):
     for text, iso in texts(dates, "test") + texts(dates, "train")[:1000]:
-        assert {found.isoformat() for found in parsed(text)} == {iso}, text
+        assert {data.isoformat() for data in parsed(text)} == {iso}, text
 
 
 def test_no_day_is_in_two_splits_or_twice(dates):
@@ -89,7 +89,7 @@ def test_no_day_is_in_two_splits_or_twice(dates):
 
 
 def test_the_vocabulary_of_dates_is_known_before_any_is_written(dates):
-    found = {c for split in ("train", "test") for pair in texts(dates, split) for c in "".join(pair)}
+    data = {c for split in ("train", "test") for pair in texts(dates, split) for c in "".join(pair)}
     named = {  # of every month and weekday of the locale data, whether drawn or not
         c
         for locale in LOCALES
@@ -97,7 +97,7 @@ def test_the_vocabulary_of_dates_is_known_before_any_is_written(dates):
         for style in FORMATS
         for c in format_date(day, style, locale)
     }
-    assert found | named <= set(CHARACTERS)
+    assert data | named <= set(CHARACTERS)
     assert Translation.states("dates")["vocab_size"] == 3 + len(CHARACTERS) == dates.vocabulary.get_vocab_size()
     assert all(int(side.max()) < 3 + len(CHARACTERS) for sides in dates.splits.values() for side in sides)
 
@@ -128,18 +128,18 @@ def root(tmp_path, monkeypatch):
 
 
 def multi30k(root, **arguments) -> Translation:
-    found = Translation("multi30k", root=str(root), vocab_size=300, **arguments)
-    found.prepare_data()
-    found.setup()
-    return found
+    data = Translation("multi30k", root=str(root), vocab_size=300, **arguments)
+    data.prepare_data()
+    data.setup()
+    return data
 
 
 def test_texts_survive_their_tokens(root):
-    found = multi30k(root)
+    data = multi30k(root)
     for split, part in translation.PARTS.items():
-        for side, language in zip(found.splits[split], ("en", "de"), strict=True):
+        for side, language in zip(data.splits[split], ("en", "de"), strict=True):
             lines = gzip.decompress((root / "multi30k" / f"{part}.{language}.gz").read_bytes()).decode().splitlines()
-            assert found.text(side) == lines
+            assert data.text(side) == lines
 
 
 @settings(max_examples=50)
@@ -151,8 +151,8 @@ def test_any_text_survives_the_merged_bytes(text):
 
 
 def test_a_text_is_begin_its_tokens_end_and_padding(root, dates):
-    for found in (multi30k(root), dates):
-        for row in found.splits["test"][0].tolist():
+    for module in (multi30k(root), dates):
+        for row in module.splits["test"][0].tolist():
             end = row.index(END)
             assert row[0] == BEGIN
             assert not {PAD, BEGIN, END} & set(row[1:end])
@@ -210,7 +210,7 @@ def test_download_fetches_only_what_is_not_right(root, home, monkeypatch):
     assert not list((root / "multi30k").glob("val.de*"))
 
 
-def test_what_is_not_accepted_is_said():
+def test_what_is_not_accepted_is_refused_by_name():
     for arguments, message in (
         ({"name": "multi30k", "source": "nl"}, r"unknown data\.source 'nl'; accepted: cs, de, en, fr"),
         ({"name": "multi30k", "vocab_size": 100}, r"data\.vocab_size: 100; accepted: 259 or more"),
@@ -228,7 +228,7 @@ def test_the_sets_are_found_by_name():
 
 
 def pairs(lengths: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Pair i is made of tokens 10 + i, with so many of them."""
+    """Pair i consists of tokens 10 + i, in the given numbers."""
     sides = []
     for side in zip(*lengths, strict=True):
         rows = [torch.full((length,), 10 + i) for i, length in enumerate(side)]
@@ -307,7 +307,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_each_token(seed, smoothing):
     draw = torch.Generator().manual_seed(seed)
     built = net(7, seed).double()
     source, target = sentences(draw, 3, 5, 7), sentences(draw, 3, 6, 7)
-    found = task(built, smoothing=smoothing).step(source, target)
+    actual = task(built, smoothing=smoothing).step(source, target)
     losses, wrong = [], 0
     for one, other in zip(source, target, strict=True):
         length = int((other != PAD).sum())
@@ -316,9 +316,11 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_each_token(seed, smoothing):
         for row, token in zip(logp, other[1:length], strict=True):
             losses.append(-(1 - smoothing) * row[token] - smoothing * row.mean())
             wrong += int(row.argmax() != token)
-    assert int(found["size"]) == len(losses)
-    assert int(found["error"]) == wrong
-    torch.testing.assert_close(found["loss"], torch.stack(losses).mean(), rtol=1e-9, atol=1e-9)  # float64, other orders
+    assert int(actual["size"]) == len(losses)
+    assert int(actual["error"]) == wrong
+    torch.testing.assert_close(
+        actual["loss"], torch.stack(losses).mean(), rtol=1e-9, atol=1e-9
+    )  # float64, other orders
 
 
 @settings(max_examples=5, deadline=None)
@@ -351,16 +353,16 @@ def test_the_compiled_step_is_the_step():
     batch = sentences(torch.Generator().manual_seed(0), 4, 6, 7)
     plain, quick = task(net(7)), task(net(7))
     quick.compile_step(channels_last=False, backend="eager")
-    found, expected = quick.run_step(batch, batch), plain.step(batch, batch)
-    torch.testing.assert_close(found["loss"], expected["loss"])
-    assert (int(found["size"]), int(found["error"])) == (int(expected["size"]), int(expected["error"]))
+    actual, expected = quick.run_step(batch, batch), plain.step(batch, batch)
+    torch.testing.assert_close(actual["loss"], expected["loss"])
+    assert (int(actual["size"]), int(actual["error"])) == (int(expected["size"]), int(expected["error"]))
 
 
 # decoding
 
 
 def value(built, source: Tensor, text: tuple[int, ...], penalty: float) -> float:
-    """log P(text | source) / lp, without padding or batches; pad and begin are never said."""
+    """log P(text | source) / lp, without padding or batches; pad and begin are never produced."""
     scores = built(source[source != PAD][None], torch.tensor([[BEGIN, *text[:-1]]]))[0]  # t v
     scores[:, [PAD, BEGIN]] = -torch.inf
     logp = scores.log_softmax(1)[range(len(text)), text].sum().item()
@@ -373,7 +375,7 @@ def all_texts(symbols: int, longest: int) -> list[tuple[int, ...]]:
     return [(*text, END) for text in open_ones if len(text) < longest] + [t for t in open_ones if len(t) == longest]
 
 
-def said(row: Tensor) -> tuple[int, ...]:
+def content(row: Tensor) -> tuple[int, ...]:
     return tuple(row[row != PAD].tolist())
 
 
@@ -382,13 +384,13 @@ def said(row: Tensor) -> tuple[int, ...]:
 def test_a_beam_as_wide_as_there_are_texts_finds_the_best_of_all(seed, penalty, sharp):
     built = net(5, seed, sharp).double()
     source = torch.tensor([[BEGIN, 3, END, PAD], [BEGIN, END, PAD, PAD]])
-    found = translated(built, source, **SPECIAL, beams=40, penalty=penalty, extra=0)
-    for one, row, longest in zip(source, found, (3, 2), strict=True):
+    actual = translated(built, source, **SPECIAL, beams=40, penalty=penalty, extra=0)
+    for one, row, longest in zip(source, actual, (3, 2), strict=True):
         texts = all_texts(5, longest)
         best = max(value(built, one, text, penalty) for text in texts)
-        assert said(row) in texts
+        assert content(row) in texts
         # a float32 sum of at most 3 logarithms below 100
-        assert value(built, one, said(row), penalty) == pytest.approx(best, abs=1e-4)
+        assert value(built, one, content(row), penalty) == pytest.approx(best, abs=1e-4)
 
 
 @settings(max_examples=6, deadline=None)
@@ -396,14 +398,14 @@ def test_a_beam_as_wide_as_there_are_texts_finds_the_best_of_all(seed, penalty, 
 def test_a_beam_of_one_is_greedy(seed, penalty, sharp, extra):
     built = net(8, seed, sharp)
     source = sentences(torch.Generator().manual_seed(seed), 5, 6, 8)
-    found = translated(built, source, **SPECIAL, beams=1, penalty=penalty, extra=extra)
-    for one, row in zip(source, found, strict=True):
+    actual = translated(built, source, **SPECIAL, beams=1, penalty=penalty, extra=extra)
+    for one, row in zip(source, actual, strict=True):
         memory, mask = built.encode(one[one != PAD][None])
         text = [BEGIN]
         while text[-1] != END and len(text) <= int(mask.sum()) + extra:
             scores = built.decode(torch.tensor([text]), memory, mask)[0, -1]
             text.append(3 + int(scores[3:].argmax()) if scores[3:].max() > scores[END] else END)
-        assert said(row) == tuple(text[1:])
+        assert content(row) == tuple(text[1:])
 
 
 @settings(max_examples=3, deadline=None)
@@ -412,8 +414,8 @@ def test_every_text_is_translated_as_if_alone(seed, beams):
     built = net(8, seed, 3.0).double()
     source = sentences(torch.Generator().manual_seed(seed), 4, 5, 8)
     how = {**SPECIAL, "beams": beams, "penalty": 0.6, "extra": 1}
-    together = [said(row) for row in translated(built, source, **how)]
-    assert together == [said(translated(built, one[None], **how)[0]) for one in source]
+    together = [content(row) for row in translated(built, source, **how)]
+    assert together == [content(translated(built, one[None], **how)[0]) for one in source]
 
 
 def test_the_penalty_decides_between_short_and_long():
@@ -463,10 +465,10 @@ class Copies(torch.nn.Module):
         return self.decode(target, *self.encode(source))
 
 
-def scored(found: Translation, source: Tensor, target: Tensor, epoch: int = 0, **arguments) -> dict[str, float]:
+def scored(actual: Translation, source: Tensor, target: Tensor, epoch: int = 0, **arguments) -> dict[str, float]:
     """The scores of the last of one epochs, or of an earlier one."""
     judged = task(Copies(Translation.states("dates")["vocab_size"]), **arguments)
-    judged.trainer = SimpleNamespace(datamodule=found, current_epoch=epoch, max_epochs=1, testing=False)
+    judged.trainer = SimpleNamespace(datamodule=actual, current_epoch=epoch, max_epochs=1, testing=False)
     for one, other in zip(source.split(32), target.split(32), strict=True):
         judged.evaluate("test", one, other)
     first = judged.scores("test")
@@ -482,12 +484,12 @@ def test_texts_that_are_their_references_score_100(dates):
 def test_exact_match_is_the_share_of_equal_texts(dates):
     source, other = dates.splits["test"][0][:100], dates.splits["test"][0].clone()[:100]
     other[:30] = other[:30].roll(1, 0)
-    found = scored(dates, source, other)
-    assert found["exact_match"] == pytest.approx(70)
-    assert 0 < found["bleu"] < 100
+    actual = scored(dates, source, other)
+    assert actual["exact_match"] == pytest.approx(70)
+    assert 0 < actual["bleu"] < 100
 
 
-def test_before_the_last_epoch_only_so_many_are_translated(dates):
+def test_before_the_last_epoch_only_a_given_number_is_translated(dates):
     source, other = dates.splits["test"][0][:80], dates.splits["test"][0].clone()[:80]
     other[40:] = other[40:].roll(1, 0)
     assert scored(dates, source, other, epoch=-1, decoded=40)["exact_match"] == pytest.approx(100)
@@ -496,9 +498,9 @@ def test_before_the_last_epoch_only_so_many_are_translated(dates):
     assert scored(dates, source, other, decoded=40)["exact_match"] == pytest.approx(50)  # the last one: all
 
 
-def test_examples_are_the_texts_of_a_page(dates):
+def test_examples_are_source_reference_and_hypothesis_as_text(dates):
     source, target = dates.splits["test"][0][:5], dates.splits["test"][1][:5]
     shown = task(Copies(Translation.states("dates")["vocab_size"])).examples(source, target)
-    said = {name: dates.text(tokens) for name, tokens in shown.items()}
-    assert said["hypothesis"] == said["source"] == dates.text(source)
-    assert said["reference"] == dates.text(target)
+    written = {name: dates.text(tokens) for name, tokens in shown.items()}
+    assert written["hypothesis"] == written["source"] == dates.text(source)
+    assert written["reference"] == dates.text(target)

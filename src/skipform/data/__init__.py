@@ -35,7 +35,7 @@ class Data(Protocol):
     name: str  # of the set
 
     def __init__(self, name: str, *, root: str = "data", download: bool = False, seed: int = 0, **rest: Any) -> None:
-        """Check the arguments; no file is touched. `root`, `download` and `seed` do not change the content of the set."""
+        """Check the arguments; no file is touched. The examples do not depend on `root`, `download` and `seed`."""
 
     @staticmethod
     def states(name: str, **arguments: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def scenes(
     """
     for key, (least, most), lowest in (("digits", digits, 1), ("size", size, 8)):
         if not lowest <= least <= most:
-            raise SkipformError(f"{key}: ({least}, {most}); accepted: two numbers from {lowest} on, the greater last")
+            raise SkipformError(f"{key}: ({least}, {most}); accepted: two ascending numbers of at least {lowest}")
     if size[1] > canvas:
         raise SkipformError(f"size: ({size[0]}, {size[1]}); accepted: at most {canvas}, the canvas")
     source = Images("digits")
