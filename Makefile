@@ -1,10 +1,10 @@
-# Two commands are all a newcomer needs:  make repro  (the paper from scratch)   make test  (every check)
-# uv is taken from the PATH, or put into .uv/ with pip; it installs the rest from uv.lock.
+# The commands for a newcomer:  make test  (every check)   make repro  (the paper from scratch)   make notebooks  (the analysis)
+# uv is taken from the PATH, or installed into .uv/ with pip; it installs everything else from uv.lock.
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --quiet
 
-# Every stage is a process of its own: without its bytecode kept, each would compile torch's Python sources again.
+# Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: repro test lint smoke bench notebooks derived

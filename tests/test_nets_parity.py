@@ -165,7 +165,7 @@ def preact(read: Reader, x: Tensor) -> Tensor:
 
 
 def densenet(read: Reader, x: Tensor) -> Tensor:
-    """ "Densely connected convolutional networks", eq. (2), BC, 2 layers a block."""
+    """ "Densely connected convolutional networks", eq. (2), BC, 2 layers per block."""
     x = read.conv(x)
     for block in range(3):
         if block:

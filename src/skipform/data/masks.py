@@ -70,7 +70,7 @@ class Masks(DataModule):
         batch_size: images of a training batch; an epoch has only full ones (fewer images than that make one batch).
         limit: use only this number of images of each split, the first ones.
         scenes, canvas, digits, size: for digit_masks, the number of training scenes, and arguments of `scenes`.
-        crop: training images are cropped at random to this number of pixels a side; None: they are whole.
+        crop: training images are cropped at random to squares with sides of this number of pixels; None: whole images.
         crops: the number of crops of each image in an epoch of training.
         symmetries: 2: training images are mirrored left-right with probability 1/2; 8: each of the square's symmetries
             is equally likely; 1: neither.

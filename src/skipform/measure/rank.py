@@ -57,8 +57,8 @@ def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     """The rank of dy/dx (m, d) at x, one input without a batch dimension, in float64.
 
     f is a canonical network or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU at zero is
-    off. Raises SkipformError for a module in training mode or with chance in its forward, an input that does not fit or
-    is not of floating point, a Jacobian that is not finite, or one of more than 4 GiB.
+    off. Raises SkipformError for a module in training mode or with randomness in its forward, an input that does not
+    fit or is not of floating point, a Jacobian that is not finite, or one of more than 4 GiB.
     """
     if not torch.as_tensor(x).is_floating_point():
         raise SkipformError(f"jacobian_rank: x is {torch.as_tensor(x).dtype}; a floating-point input is accepted")
@@ -86,8 +86,8 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
     Functional dimension of feedforward ReLU neural networks); it grows with n up to that of f. theta: the parameters
     of a module that require a gradient; the stored entries and all biases of a canonical network.
 
-    Raises SkipformError for a module in training mode, with chance in its forward or without parameters, a batch that
-    does not fit, a Jacobian that is not finite, or one of more than 4 GiB.
+    Raises SkipformError for a module in training mode, with randomness in its forward or without parameters, a batch
+    that does not fit, a Jacobian that is not finite, or one of more than 4 GiB.
     """
     x = torch.as_tensor(x)
     kind = x.dtype

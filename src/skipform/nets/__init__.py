@@ -1,16 +1,16 @@
-"""The architectures: one file each, the file name is the registry.
+"""The architectures: one file each, and the name of the file is the name of the net.
 
-A net's file holds `build` (keyword-only, annotated) and what is known of it as plain data, which `survey` reads and a
+A net's file holds `build` (keyword-only, annotated) and facts about the net as plain data, which `survey` reads and a
 test checks:
 
-    SURVEY    paper, year, skip (how branch and shortcut meet), activations_per_block (under one shortcut),
+    SURVEY    paper, year, skip (how branch and shortcut are merged), activations_per_block (under one shortcut),
               levels (nested skips; 0: none)
     VARIANTS  label -> (arguments of build, depth as the paper counts it, exact number of parameters)
 
 Arguments mean the same in all nets: `depth` counts layers as the paper does, `width` is a number of channels (features
 of a fully connected layer), `width_factor` multiplies the paper's channels, and `skip` is the kind of skip, "none"
-where the net can do without one. Published errors stand in the docstrings, and as data outside the package, where a
-correction retrains nothing.
+where the net can do without one. Published errors are quoted in the docstrings; as data they are kept outside the
+package, in analysis/published.yaml, so that correcting one retrains nothing.
 """
 
 import copy
@@ -24,7 +24,7 @@ from torch import nn
 from skipform.arguments import complete
 from skipform.errors import SkipformError
 
-SHARED = {"blocks", "attention"}  # files that the nets share, no nets themselves
+SHARED = {"blocks", "attention"}  # files that are not nets
 
 
 def names() -> list[str]:

@@ -30,7 +30,7 @@ def concatenate_heads(x: Tensor) -> Tensor:
 
 
 def padding_mask(mask: Tensor | None) -> Tensor | None:
-    """(n, s), True where a token is no padding -> the mask that hides the padding from every query."""
+    """(n, s), True where a token is not padding -> the mask that hides the padding from every query."""
     return None if mask is None else mask[:, None, None, :]  # n 1 1 s
 
 
@@ -125,7 +125,7 @@ class PreNorm(PostNorm):
 def sublayers(
     d: int, parts: dict[str, nn.Module], norm: NormKind, skip: DecoderSkip, dropout: float, eps: float = 1e-5
 ) -> list[PostNorm]:
-    """Every part with a norm of its own, and with a skip if `skip` has it."""
+    """A sub-layer for every part, each with its own norm; those that `skip` names have a skip."""
     kind, skipped = {"post": PostNorm, "pre": PreNorm}[norm], with_skip(skip, parts)
     return [kind(part, d, name in skipped, dropout, eps) for name, part in parts.items()]
 

@@ -34,7 +34,7 @@ VARIANTS = {
 class BERT(nn.Module):
     """The layers, then one of the heads below, whose output it returns.
 
-    tokens (n, t); segments (n, t) in {0, 1}, by default all 0; mask (n, t) boolean, True where a token is no padding,
+    tokens (n, t); segments (n, t) in {0, 1}, by default all 0; mask (n, t) boolean, True where a token is not padding,
     by default everywhere.
     """
 

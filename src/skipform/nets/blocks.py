@@ -200,7 +200,7 @@ def stack(
 
 
 def stem(kind: Literal["3x3", "7x7"], c_in: int, c_out: int) -> nn.Sequential:
-    """A 3x3 convolution for small images; for ImageNet a 7x7 convolution and a maximum, both of stride 2, which give
+    """A 3x3 convolution for small images; for ImageNet a 7x7 convolution and max pooling, both of stride 2, which give
     (n, c_out, ceil(h/4), ceil(w/4))."""
     if kind == "3x3":
         return conv_bn_relu(c_in, c_out)

@@ -80,7 +80,7 @@ class DecoderLayer(nn.Module):
 
 class DETR(nn.Module):
     """images (n, c, h, w), mask (n, h, w) -> {"logits", "boxes", "auxiliary"}. The mask is boolean, True where an image
-    is no padding, by default everywhere.
+    is not padding, by default everywhere.
 
     "logits": (n, q, classes + 1), the last class is "no object". "boxes": (n, q, 4), centre x y, width and height as
     shares of the image's. "auxiliary": {"logits": (l-1, n, q, classes + 1), "boxes": (l-1, n, q, 4)}, the same heads on
@@ -147,7 +147,7 @@ def build(
 ) -> nn.Module:
     """(n, c, h, w) -> {"logits", "boxes", "auxiliary"}, see `DETR`; sizes may differ from batch to batch.
 
-    backbone: a net of stages; its head is left out. queries: the most objects that it can find in an image.
+    backbone: a net of stages; its head is left out. queries: the maximum number of objects that it finds in an image.
     width: d. hidden: width inside the feed-forward.
     skip: around every sub-layer of encoder and decoder ("add"), around none, or around those named.
     frozen: the paper's treatment of a pre-trained backbone: its batch norms constant, stem and first stage untrained.

@@ -1,7 +1,7 @@
 """FractalNet: Larsson, Maire, Shakhnarovich, "FractalNet: ultra-deep neural networks without residuals" (ICLR 2017).
 
-f_1(z) = conv(z), f_{C+1}(z) = mean(f_C(f_C(z)), conv(z)), conv = BN-ReLU after a 3x3 convolution; B blocks, a 2x2
-maximum at the end of each. Joins that meet are one mean over all columns that end there. Published for B=5, C=3 (20
+f_1(z) = conv(z), f_{C+1}(z) = mean(f_C(f_C(z)), conv(z)), conv = BN-ReLU after a 3x3 convolution; B blocks with 2x2
+max pooling at their end. Joins that meet are one mean over all columns that end there. Published for B=5, C=3 (20
 layers; 38.6 M where DenseNet's Table 2 cites it), CIFAR-10 / CIFAR-10+:
 
     10.18 / 5.22 %     with drop-path and dropout 7.33 / 4.60 %     its deepest column alone 7.27 / 4.68 %
@@ -10,7 +10,7 @@ No public re-implementation has reached these. The text leaves open where channe
 the first convolution of every column, as in the generator that the authors published, 33,724,618 parameters (our
 default); "block", in a 1x1 convolution with BN-ReLU before every block, 38,912,202; "change", in one before those
 blocks whose channels grow, 38,649,034, the only reading that gives 38.6 M. As in the generator, every column has its
-own maximum before the last join of a block.
+own max pooling before the last join of a block.
 """
 
 from functools import reduce

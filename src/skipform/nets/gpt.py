@@ -5,7 +5,7 @@ A stack of causal layers between an embedding and the same embedding transposed.
 and one at the end, 12 layers of 768, 124,439,808 parameters (first published as 117 M); GPT: norms after the sum,
 norm="post". With their weights both equal the nets of the `transformers` library. No deviation. Not piecewise linear.
 
-A small net of 6 layers of 384, context 256, reaches 1.4697 nats a character on tiny Shakespeare (karpathy/nanoGPT).
+A small net of 6 layers of 384, context 256, reaches 1.4697 nats per character on tiny Shakespeare (karpathy/nanoGPT).
 """
 
 import math

@@ -39,7 +39,7 @@ VARIANTS = {
 LAYERS = {
     19: ((32, 4), (80, 5), (128, 5)),
     32: ((32, 9), (48, 9), (64, 9)),
-}  # depth -> channels, highway layers a stage
+}  # depth -> channels, highway layers per stage
 
 
 def build(

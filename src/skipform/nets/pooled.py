@@ -22,7 +22,7 @@ SURVEY = {
     "activations_per_block": 1,
     "levels": 1,
 }
-VARIANTS = {  # depth: activation layers; the construction for a 2x2 window has 2 of them and 20 weights a channel
+VARIANTS = {  # depth: activation layers; the construction for a 2x2 window has 2 of them and 20 weights per channel
     "max": ({"pool": "max"}, 2, 5_418),
     "average": ({"pool": "average"}, 2, 5_418),
     "none": ({"pool": "none"}, 2, 5_418),

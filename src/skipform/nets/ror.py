@@ -5,12 +5,12 @@ unit; levels=1 is the final level alone (a ResNet), 2 adds the root, 3 the middl
 Test error on CIFAR-10 with crops and flips, SD with stochastic depth p_L = 0.5:
 
     RoR-3-164 + SD 4.86 %   Pre-RoR-3-164 + SD 4.51 %   RoR-3-WRN40-4 + SD 4.09 %
-    RoR-3-WRN58-4 + SD 3.77 % (13.3 M in print; 58 layers of these stages make 13.6 M)
+    RoR-3-WRN58-4 + SD 3.77 % (the paper prints 13.3 M; 58 layers of these stages make 13.6 M)
 
-RoR-3-110 has about 1.7 M parameters in print. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As in both
-public re-implementations, a 2x2 maximum lies between stages, and 2 * 3n convolutions, 2 projections, 4 upper shortcuts,
-stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have batch norm, those
-of pre-activation nets have none: the paper's figures leave it open.
+The paper gives about 1.7 M parameters for RoR-3-110. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As
+in both public re-implementations, a 2x2 max pooling lies between stages, and 2 * 3n convolutions, 2 projections, 4
+upper shortcuts, stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have
+batch norm, those of pre-activation nets have none: the paper's figures leave it open.
 """
 
 from typing import Literal

@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """source (n, s, d), target (n, t, d) -> (n, t, d). mask: (n, s) boolean, True where the source is no padding. The
+    """source (n, s, d), target (n, t, d) -> (n, t, d). mask: (n, s) boolean, True where the source is not padding. The
     target needs none: it is padded at its end, to which nothing before it attends."""
 
     def __init__(self, encoder: list[Layer], decoder: list[DecoderLayer], norms: list[nn.Module]):

@@ -1,10 +1,10 @@
 """U-Net: Ronneberger, Fischer, Brox, "U-Net: convolutional networks for biomedical image segmentation" (MICCAI 2015).
 
-Figure 1: four times two 3x3 convolutions and a 2x2 maximum, with 64, 128, 256, 512 channels, two convolutions with
-1024, then four times a 2x2 transposed convolution that halves the channels, its concatenation with the map of the way
-down, and two convolutions: 23 convolutions without padding, with biases, no batch norm; 31,030,658 parameters for 1
-channel and 2 classes. A 572x572 tile gives the scores of its inner 388x388. ISBI 2012: warping error 0.000353, Rand
-0.0382, pixel 0.0611. No deviation. padding="same" keeps the size of any image.
+Figure 1: four times two 3x3 convolutions and 2x2 max pooling, with 64, 128, 256, 512 channels, two convolutions with
+1024, then four times a 2x2 transposed convolution that halves the channels, its concatenation with the map of the
+contracting path, and two convolutions: 23 convolutions without padding, with biases, no batch norm; 31,030,658
+parameters for 1 channel and 2 classes. A 572x572 tile gives the scores of its inner 388x388. ISBI 2012: warping error
+0.000353, Rand 0.0382, pixel 0.0611. No deviation. padding="same" keeps the size of any image.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,8 @@ def centre(x: Tensor, h: int, w: int) -> Tensor:
 class UpAndMerge(nn.Module):
     """(coarse, skipped) -> merge of up(coarse) and skipped, the larger of the two cut to its centre.
 
-    Without padding the skipped map is larger; with padding up(coarse) may be, by the pixel that a maximum rounded up.
+    Without padding the skipped map is larger; with padding up(coarse) may be larger, by a pixel that pooling rounded
+    up.
     """
 
     def __init__(self, c_in: int, c: int, skip: str):
@@ -72,7 +73,7 @@ class UNet(nn.Module):
         self.down, self.joins, self.up, self.head = nn.ModuleList(down), nn.ModuleList(joins), nn.ModuleList(up), head
         self.pool, self.padded = nn.MaxPool2d(2, ceil_mode=True), padded
         self.step = 1 if padded else 2 ** len(joins)
-        # the two convolutions of a level take 4 of its pixels, on the way down and again on the way up
+        # the two convolutions of a level take 4 of its pixels, in the contracting and again in the expanding path
         self.margin = 0 if padded else 4 * (self.step - 1) + 2 * self.step
         # the output is the least positive size, or larger, that is 4 more than a multiple of the step
         self.least = 1 if padded else 2 * self.margin + 3 % self.step + 1
@@ -122,7 +123,7 @@ def build(
 
     image_size: if given, checked at once instead of at the first image. levels: how often the size is halved.
     width: channels of the first level, doubled at every following one.
-    skip: how a map of the way down joins the way up: "concat", "add", or "none", not at all.
+    skip: how a map of the contracting path is merged into the expanding path: "concat", "add", or "none", not at all.
     batch_norm: after every 3x3 convolution. dropout: after both convolutions of the lowest level.
     """
 

@@ -35,7 +35,7 @@ def build(
     width: int = 64,
     batch_norm: bool = True,
 ) -> nn.Module:
-    """(n, in_channels, h, w) -> (n, num_classes): five stages of 3x3 convolutions that end in a 2x2 maximum.
+    """(n, in_channels, h, w) -> (n, num_classes): five stages of 3x3 convolutions that end in 2x2 max pooling.
 
     width: channels of the first stage; then 2, 4, 8, 8 times as many. At the border the maximum is over the part of its
     window that lies inside, so that images below 32x32 are accepted; on even sizes it is the usual one.
