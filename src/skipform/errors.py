@@ -1,8 +1,8 @@
-"""What can go wrong: a request that cannot be met, or a defect of skipform itself."""
+"""The two kinds of errors: a request that cannot be met, and a defect of skipform itself."""
 
 
 class SkipformError(ValueError):
-    """A request that cannot be met: names the thing, where it stood and what is accepted.
+    """A request that cannot be met: the message names the cause, where it was and what is accepted.
 
     Raised before any work starts. The command line prints its text as one line and exits with status 2.
     """

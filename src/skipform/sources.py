@@ -2,7 +2,7 @@
 
 Imports are read from the files, not executed, so that this costs milliseconds. A module that is chosen by name while a
 stage runs (a net, a kind of data, a task) is in no import statement: the caller adds what a configuration names.
-dvc.yaml's dependencies (`skipform derive`) and the fingerprints of half-done runs both come from here.
+dvc.yaml's dependencies (`skipform derive`) and the fingerprints of unfinished runs are both computed here.
 """
 
 import ast

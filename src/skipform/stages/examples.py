@@ -32,7 +32,7 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
         raise SkipformError(f"--count {count}; accepted: 1 or more")
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
     if not nets:
-        raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` leaves them")
+        raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` writes them")
     torch.set_num_threads(1)  # sums must not depend on the number of cores
     for net in tqdm(nets, desc="examples", unit="net", leave=False, disable=None):
         write(net, Path(out, f"{net.name}.safetensors"), count)

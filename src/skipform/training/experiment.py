@@ -1,18 +1,18 @@
-"""Reads an experiment file, checks every key and value in it, and fills in the defaults. Nothing is built here.
+"""Reads an experiment file, checks every key and value in it, and fills in the defaults. No net or data set is built.
 
-An experiment file holds, under its introduction in comments,
+After an introduction in comments, an experiment file holds
 
-    variants:   {label: {name: NAME, argument: value, ...}, ...}    one net each; an argument may be such a block itself
-    data:       {name: SET, argument: value, ...}                  of the set's class, see `skipform.data`
+    variants:   {label: {name: NAME, argument: value, ...}, ...}    one net per label; an argument may be another block
+    data:       {name: SET, argument: value, ...}                  arguments of the set's class, see `skipform.data`
     task:       {name: NAME, argument: value, ...}                 classify by default, see `skipform.tasks`
     optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.build_trainer`
     threads:    CPU threads, 0 for torch's own   wandb:      auto, online, offline, disabled
-    smoke:, embedded:, paper:   any of the above, for one scale
+    smoke:, embedded:, paper:   any of these keys, for one scale only
 
-and ../scale/<scale>.yaml holds what all experiments share at a scale. Of several values for one key the last one is
-used, in the order scale file, experiment file, the experiment's own section for the scale, command line. Another net,
-task or kind of data takes other arguments: its block replaces the earlier block as a whole. What the data set decides
-(in_channels, num_classes, ...) is passed to the nets and tasks that take it.
+and ../scale/<scale>.yaml holds the values that all experiments share at a scale. Of several values for one key the last
+one is used, in the order scale file, experiment file, the experiment's own section for the scale, command line. Another
+net, task or kind of data takes other arguments: its block replaces the earlier block as a whole. Values that the data
+set determines (in_channels, num_classes, ...) are passed to the nets and tasks that take them.
 """
 
 import re
@@ -125,7 +125,7 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
 
 
 def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tuple[str, Block]:
-    """What a {name: NAME, ...} block names, and the rest of it."""
+    """The name in a {name: NAME, ...} block, and its other entries."""
     check_keys(block, block, f"{where}: {section}")
     if "name" not in block:
         raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
@@ -160,7 +160,7 @@ def _arguments(
 
 
 def accepted() -> dict[str, dict[str, Any]]:
-    """What the command line may replace: section -> argument -> type, the arguments of all data sets and tasks."""
+    """The values that the command line may replace, for all data sets and tasks: section -> argument -> type."""
     classes: dict[str, list[Callable[..., Any]]] = {
         "data": list(data.kinds()),
         "task": [tasks.kind(name) for name in tasks.names()],
@@ -171,7 +171,7 @@ def accepted() -> dict[str, dict[str, Any]]:
     for section, functions in classes.items():
         for function in functions:
             for key, (_, hint) in arguments(function, NOT_IN_FILES[section]).items():
-                # where the kinds differ in the type, `complete` checks the value by the kind in use
+                # if kinds differ in the type, the value is checked later, by `complete`, for the kind in use
                 types[section][key] = hint if types[section].get(key, hint) == hint else Any
     types["data"]["name"], types["task"]["name"] = Literal[tuple(data.sets())], Literal[tuple(tasks.names())]
     return types
@@ -203,10 +203,10 @@ def _load(path: Path) -> Block:
 
 
 def _merged(layers: Iterable[Block], path: tuple[str, ...] = ()) -> Block:
-    """The layers as one block; of several values the last is used, in inner blocks too, key by key. A block that takes
-    other arguments replaces the earlier one as a whole.
+    """The layers merged into one block. Of several values for a key the last one is used, in inner blocks too; a block
+    that takes other arguments replaces the earlier one as a whole.
 
-    path: the keys under which the layers stand in the file.
+    path: the keys that lead to the layers in the file.
     """
     result: Block = {}
     for layer in layers:

@@ -1,10 +1,10 @@
-"""Everything that starts processes: runs side by side, one run on several devices, a grid of measurements.
+"""Everything that starts processes: runs in parallel, one run on several devices, a grid of measurements.
 
-Lightning is imported only in the functions that need it, for measuring does without it.
+Lightning is imported only in the functions that need it, because measuring does not.
 
 A cell of a grid is the keyword arguments of a function. Its result is written, whole or not at all, into a folder next
-to the output, under a name made from the arguments; a killed grid that is started again reads what is there and
-measures the rest, every cell once.
+to the output, under a name made from the arguments; a killed grid that is started again reads these results and
+computes only the missing ones.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def launched() -> bool:
 
 
 def rank() -> int:
-    """This process's number among those that torchrun or srun started; 0 for one alone."""
+    """The number of this process among those that torchrun or srun started; 0 if it is the only one."""
     from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     for environment in (TorchElasticEnvironment, SLURMEnvironment):
@@ -64,8 +64,8 @@ def configure_process(threads: int) -> None:
 
 
 def worker_count(given: int | None, experiment: "Experiment", runs: int) -> int:
-    """How many of `runs` runs are trained at once: as `given`, and by default as many as the cores have threads for if
-    runs have a number of threads on the CPU, otherwise one."""
+    """The number of runs to train in parallel: `given`, or by default cores / threads if the runs are on a CPU with a
+    fixed number of threads, otherwise one; at most `runs`."""
     processes = experiment.trainer["devices"] * experiment.trainer["num_nodes"]
     if given is not None and (given < 1 or (given > 1 and processes > 1)):
         raise SkipformError(f"--workers: {given}; accepted: 1 or more, and 1 where each run has {processes} processes")
@@ -78,9 +78,10 @@ Train = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar
 
 @contextmanager
 def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
-    """Start `train` for all `runs`, in `workers` processes; the function it yields waits for the run it is called with,
-    while the bar shows the steps of all. The first failure, or Ctrl-C, kills all workers."""
-    # A forked worker need not import for seconds what this process has imported; only Linux can be relied on to fork.
+    """Start `train` for all `runs` in `workers` processes. Yields a function that waits for one run and returns its
+    metrics; meanwhile the bar shows the steps of all runs. The first failure, or Ctrl-C, kills all workers."""
+    # A forked worker does not repeat the imports of this process, which take seconds; only on Linux is forking
+    # reliable.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "forkserver")
     counters = context.RawArray("q", 2 * len(runs))
     pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, counters))
@@ -105,7 +106,8 @@ def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads:
             process.kill()
         if isinstance(failure, BrokenProcessPool):
             raise SkipformError(
-                "a worker was killed, perhaps for want of memory; the same command resumes, also with fewer --workers"
+                "a worker was killed, perhaps because memory ran out; the same command resumes, also with fewer"
+                " --workers"
             ) from None
         raise
     finally:
@@ -140,7 +142,7 @@ def _train_in_worker(train: Train, label: str, seed: int, run: int) -> dict[str,
 
 
 def _start_worker(threads: int, counters: Any) -> None:
-    """Let a worker ignore Ctrl-C, which is for the process that started it, and end when that process ends."""
+    """Prepare a worker: it ignores Ctrl-C, which its parent process handles, and exits when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure_process(threads)
     WorkerProgress.counters = counters
@@ -153,8 +155,8 @@ def _start_worker(threads: int, counters: Any) -> None:
 
 
 def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, nodes: int) -> int:
-    """Run main(argv) in one process per device, as torchrun does, but forked: nothing is imported again. That is safe
-    as long as nothing has used a device."""
+    """Run main(argv) in one process per device, like torchrun, but forked, so that nothing is imported again. This is
+    safe as long as no device has been used."""
     if nodes > 1:
         raise SkipformError(
             f"trainer.num_nodes: {nodes}; start the same command on every node with srun, or with torchrun --no-python"
@@ -202,9 +204,9 @@ def run_grid(
 ) -> list[Any]:
     """[function(**cell) for cell in cells], in order; results are JSON values and are written to `folder` as they come.
 
-    The function must be importable by its name, its arguments JSON values. `digest`: of what else decides a result
-    (sources, weights); results of another digest are not used. `workers`: local processes, by default one per core, 1
-    for this process alone. `slurm`: parameters of the submitit executor (slurm_partition, ...).
+    The function must be importable by its name, its arguments JSON values. `digest`: a digest of everything else that
+    decides a result (sources, weights); results with another digest are not used. `workers`: local processes, by
+    default one per core; 1 means this process. `slurm`: parameters of the submitit executor (slurm_partition, ...).
     """
     paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
     missing = {path: cell for path, cell in zip(paths, cells, strict=True) if not path.is_file()}
@@ -267,7 +269,7 @@ def over_runs(
     """
     runs = [run.of_task("classify") for run in finished(folder)]
     if not runs:
-        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` leaves them")
+        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` writes them")
     package = Path(__file__).parent.parent
     trained = [run.provenance["fingerprint"] for run in runs]
     sources = {
