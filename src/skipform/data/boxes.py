@@ -125,11 +125,7 @@ class Boxes(DataModule):
         if validation and name != "bccd":
             raise SkipformError("data.validation: true; accepted: false, only bccd has a validation part")
         check_at_least(
-            batch_size=(batch_size, 1),
-            limit=(limit, 1),
-            scenes=(scenes, 8),
-            longest=(longest, 1),
-            workers=(workers, 0),
+            batch_size=(batch_size, 1), limit=(limit, 1), scenes=(scenes, 8), longest=(longest, 1), workers=(workers, 0)
         )
         self.limit, self.validation, self.batch_size, self.workers = limit, validation, batch_size, workers
         self.scenes = (scenes, canvas, (digits[0], digits[1]), (size[0], size[1]))  # YAML gives lists

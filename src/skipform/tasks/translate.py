@@ -65,14 +65,8 @@ class Translate(Task):
                 raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
         self.MAIN_SCORE = (shown, "%")  # type: ignore[misc]
         self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
-        self.search: dict[str, Any] = {
-            "begin": begin,
-            "end": end,
-            "pad": pad,
-            "beams": beams,
-            "penalty": penalty,
-            "extra": extra,
-        }
+        self.search: dict[str, Any] = {"begin": begin, "end": end, "pad": pad}
+        self.search |= {"beams": beams, "penalty": penalty, "extra": extra}
 
     def step(self, source: Tensor, target: Tensor) -> dict[str, Any]:
         scores, wanted = self(source, target[:, :-1]), target[:, 1:]  # (n, t-1, v), (n, t-1)

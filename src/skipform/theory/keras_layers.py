@@ -23,27 +23,11 @@ def constructors() -> list[dict[str, Any]]:
             ("adaptive", f"AdaptiveMaxPooling{rank}D", f"to 5, {shape}", pooling.adaptive_max_pool(shape, 5)),
             ("adaptive", f"AdaptiveAveragePooling{rank}D", f"to 5, {shape}", pooling.adaptive_average_pool(shape, 5)),
         ]
-    built += [
-        (
-            "pooling",
-            "MaxPooling2D",
-            f"window 3, stride 2, padding 1, {two}",
-            pooling.max_pool(two, 3, stride=2, padding=1),
-        ),
-        (
-            "pooling",
-            "MaxPooling2D, shallow",
-            f"window 3, stride 2, padding 1, {two}",
-            pooling.max_pool(two, 3, stride=2, padding=1, shallow=True),
-        ),
-    ]
-    for name, merge in (
-        ("Add", skips.add),
-        ("Average", skips.average),
-        ("Maximum", skips.maximum),
-        ("Minimum", skips.minimum),
-        ("Concatenate", skips.concatenate),
-    ):
+    for name, shallow in (("MaxPooling2D", False), ("MaxPooling2D, shallow", True)):
+        network = pooling.max_pool(two, 3, stride=2, padding=1, shallow=shallow)
+        built.append(("pooling", name, f"window 3, stride 2, padding 1, {two}", network))
+    for merge in (skips.add, skips.average, skips.maximum, skips.minimum, skips.concatenate):
+        name = merge.__name__.title()  # Add, Average, ...
         built += [("merge", name, f"{n} inputs (4,)", merge(*[(4,)] * n)) for n in (2, 3, 9)]
     built.append(("merge", "Subtract", "2 inputs (4,)", skips.subtract((4,), (4,))))
     for form in ("log", "squares"):
