@@ -1,6 +1,6 @@
-"""What holds for all tests: a loaded machine is no failure, so hypothesis draws without a deadline.
+"""Settings of all tests: hypothesis has no deadline, because a slow machine is not a failure.
 
-`--hypothesis-profile=fresh` draws the random modules of test_compiler_random.py anew, which are otherwise the same.
+`--hypothesis-profile=fresh` draws new random modules in test_compiler_random.py, which are otherwise always the same.
 """
 
 from functools import partial

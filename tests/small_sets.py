@@ -1,4 +1,4 @@
-"""The data sets that are files, in small: the formats of the real ones, with checksums of their own."""
+"""Small versions of the data sets that are read from files: the same formats, with their own checksums."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Boxes: the data and the task Detect, against permutations, loops and hand-made cases."""
+"""Boxes: the data and the task Detect, against permutations, loops and cases computed by hand."""
 
 import io
 from itertools import permutations

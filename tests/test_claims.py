@@ -1,4 +1,4 @@
-"""The claims of the abstract, measured: exact copies with the other skip, stated sizes, one row a net and moment."""
+"""The claims of the abstract, measured: exact copies, stated sizes, one row per net and moment."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What an adversary of the compiler tried: modules that invite a wrong network in silence. Each is right or refused.
+"""Modules that tempt the compiler to return a wrong network without an error: each is rewritten right or refused.
 
 What is refused is refused with check=False too, so not by the comparison but by the rules and the capture; what is
 right is compared at batch sizes, magnitudes and kinks that the check does not use. Tolerances as in

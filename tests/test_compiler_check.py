@@ -1,4 +1,4 @@
-"""The guard of the compiler: every kind of defect is found and named, and rounding is not taken for one."""
+"""The compiler's check of its result: every kind of defect is found and named, and rounding is not mistaken for one."""
 
 import pytest
 import torch

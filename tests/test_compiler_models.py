@@ -1,4 +1,4 @@
-"""Whole models through the compiler: random ones drawn by hypothesis, and the libraries' own.
+"""Whole models through the compiler: random ones drawn by hypothesis, and those of libraries.
 
 Tolerances relative to the largest output: 1e-12 in float64 and 1e-5 in float32, the project's aim; a rounding of 2^-53
 (2^-24) in each of some hundred layers stays a hundred (five) times below.

@@ -1,4 +1,4 @@
-"""Every operation the compiler knows, against torch itself; and what it must refuse.
+"""Every operation that the compiler knows, against torch itself, and the operations that it must refuse.
 
 Float64 throughout: a rule reorders sums of at most a few hundred products and takes at most about ten maxima, each an
 ulp of its operands, so 1e-13 relative to the largest entry leaves a hundredfold margin over 2^-53.

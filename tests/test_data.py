@@ -1,4 +1,4 @@
-"""The room data/: the laws that every kind of data obeys, once for all of them; and what is special to images."""
+"""The folder data/: laws that every kind of data obeys, tested for all kinds, and the special features of images."""
 
 import copy
 import gzip

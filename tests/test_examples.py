@@ -1,4 +1,4 @@
-"""What `skipform examples` keeps of trained nets: predictions of the first test inputs, attention, pyramids, texts."""
+"""The files of `skipform examples`: predictions for the first test inputs, attention, pyramids, texts."""
 
 import json
 from itertools import pairwise

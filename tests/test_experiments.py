@@ -1,4 +1,4 @@
-"""Experiment files: ours say what they should and run; a wrong one is refused in one line, before any work."""
+"""Experiment files: those of the project are complete and run; a wrong one is refused in one line, before any work."""
 
 import json
 import re

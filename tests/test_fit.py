@@ -1,4 +1,4 @@
-"""Training: the task against a bare loop, and a killed run against one that was not."""
+"""Training: the task against a bare loop, and killed runs against uninterrupted ones."""
 
 import csv
 import io
@@ -292,7 +292,7 @@ def test_workers_end_with_the_process_that_started_them_and_the_next_one_resumes
 
 @contextmanager
 def alone_at_last(work: Path):
-    """The work folder held as soon as nobody else does: workers hold it with the process that started them."""
+    """Lock the work folder as soon as no other process holds it; workers hold it together with their parent process."""
     for _ in range(1000):
         try:
             with fit._locked(work):

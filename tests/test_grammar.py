@@ -1,4 +1,4 @@
-"""The architectures in the grammar: what is counted before and after rewriting, against counts by hand."""
+"""The architectures in the grammar: the counts before and after rewriting, against counts by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A measurement grid: every cell once, in order, whatever kills it in between."""
+"""A measurement grid computes every cell once and returns the results in order, even if it is killed in between."""
 
 import json
 import signal

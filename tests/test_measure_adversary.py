@@ -1,4 +1,4 @@
-"""Attempts to make a measure return a wrong number in silence: each gives the right one, or is refused in one line."""
+"""Inputs that tempt a measure to return a wrong number without an error: each gives the right one or is refused."""
 
 import copy
 from collections.abc import Callable

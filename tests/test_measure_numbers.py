@@ -1,4 +1,4 @@
-"""Ranks, trajectory length, capacity and bounds, against what is known in closed form."""
+"""Ranks, trajectory length, capacity and bounds, against closed forms."""
 
 import math
 import subprocess

@@ -1,4 +1,4 @@
-"""Every net of the folder: its claims, its errors, and what every one of them must do."""
+"""Every net of the folder: the facts it states, its errors, and the properties that all nets have."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The blocks that nets share, and what single nets promise beyond their arrangement."""
+"""The blocks that nets share, and special properties of single nets."""
 
 import math
 

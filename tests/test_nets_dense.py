@@ -1,4 +1,4 @@
-"""The nets that predict densely: masks of FCN and U-Net, the pyramid and the boxes of FPN."""
+"""The nets for dense prediction: masks of FCN and U-Net, the pyramid and the boxes of FPN."""
 
 from pathlib import Path
 

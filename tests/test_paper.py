@@ -1,4 +1,4 @@
-"""The paper: from hand-made results through every notebook to the PDF, equal bytes for equal results."""
+"""The paper: from made-up results through every notebook to the PDF; equal results give equal bytes."""
 
 import json
 import re
@@ -52,7 +52,7 @@ CLAIMS = {  # claim -> variant, skip of the copy -> affine pieces of three seeds
 
 
 def leave_results(root, epochs):
-    """By hand what training, measuring and verifying leave: three seeds, with the pieces of CLAIMS."""
+    """Write made-up results of training, measuring and verifying: three seeds, with the pieces of CLAIMS."""
     for net, variants in NETS.items():
         rows = []
         for variant, arguments in variants.items():
@@ -236,7 +236,7 @@ def test_every_generated_file_the_paper_reads_is_made_and_every_figure_is_shown(
 
 
 def test_every_character_is_in_a_font_of_the_typesetter(made):
-    """It has no East Asian glyphs and says nothing when one is missing."""
+    """The typesetter has no East Asian glyphs and does not report a missing glyph."""
     texts = [ROOT / "paper" / name for name in SOURCES]
     texts += [p for p in (made / "paper/generated").iterdir() if p.suffix in (".csv", ".json")]
     for path in texts:

@@ -1,4 +1,4 @@
-"""The whole pipeline in a fresh copy at scale smoke: it ends, ends equal, and reruns only what a change touches."""
+"""The whole pipeline in a fresh copy at scale smoke: it completes, gives equal bytes twice, and reruns changes."""
 
 import hashlib
 import os
@@ -80,7 +80,7 @@ def test_a_touched_architecture_reruns_its_own_stages_and_what_follows(copy):
     source = copy / "src" / "skipform" / "nets" / "resnet.py"
     source.write_text(source.read_text() + "\n# touched\n")
     stages = set(re.findall(r"Running stage '([^']+)'", run(copy, "dvc", "repro")))
-    backbones = {"fit_beyond@fpn", "fit_beyond@detr"}  # FPN and DETR stand on a ResNet
+    backbones = {"fit_beyond@fpn", "fit_beyond@detr"}  # FPN and DETR use a ResNet as backbone
     assert {name for name in stages if "@" in name} == {"fit@resnet", "measure@resnet"} | backbones
     assert "notebooks" in stages
     assert "theorems" not in stages

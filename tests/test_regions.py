@@ -1,4 +1,4 @@
-"""`skipform regions`: what it prints, writes and refuses."""
+"""`skipform regions`: its output, its files and its errors."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What decides a number: the sources that a stage imports, once for dvc.yaml and once for the fingerprint of a run."""
+"""The sources that a result depends on are those that a stage imports, in dvc.yaml and in the fingerprint of a run."""
 
 import re
 from pathlib import Path

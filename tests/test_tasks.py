@@ -1,4 +1,4 @@
-"""Tasks under a stock Lightning Trainer: anybody's loaders, checkpoints, loggers and early stopping."""
+"""Tasks under an ordinary Lightning Trainer: any loaders, checkpoints, loggers and early stopping."""
 
 import csv
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Text: the tokens, windows and masks of the data, and the task LanguageModel, against counts and naive versions."""
+
 import math
 from collections import Counter
 

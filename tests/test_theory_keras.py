@@ -1,4 +1,4 @@
-"""Every pooling and merge layer of Keras as affine maps, ReLU and concatenation, products as log, exp or squares."""
+"""Every pooling and merge layer of Keras as affine maps, ReLU and concatenation; products by log, exp or squares."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Theorem 1 and the pooling layers: depth, ReLUs, values. Python and torch decide; Keras in test_theory_keras.py."""
+"""Theorem 1 and the pooling layers: depth, ReLUs and values, against Python and torch (Keras: test_theory_keras.py)."""
 
 from fractions import Fraction
 from itertools import permutations

@@ -1,4 +1,4 @@
-"""The proofs prove what is true, and nothing that is false; the rounding bounds hold; verify reports both."""
+"""The proofs succeed for true statements and fail for false ones; the rounding bounds hold; verify reports both."""
 
 import json
 from dataclasses import replace

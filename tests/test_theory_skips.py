@@ -1,4 +1,4 @@
-"""Theorem 2 and Proposition 1: every skip and merge, with the two corrections to the paper."""
+"""Theorem 2 and Proposition 1: every skip and merge, with the corrections of the paper."""
 
 from fractions import Fraction
 from math import prod

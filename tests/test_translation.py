@@ -1,4 +1,4 @@
-"""Pairs of texts, their task and its decoding: against parsing by hand, enumeration, and naive twins."""
+"""Pairs of texts, their task and its decoding, against hand-written parsing, enumeration and naive versions."""
 
 import gzip
 import itertools
