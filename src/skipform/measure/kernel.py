@@ -1,7 +1,7 @@
-"""Compiled kernels, kept on disk between processes for as long as none of their sources changes.
+"""Compiled kernels, stored on disk between processes until one of their sources changes.
 
 numba recompiles a kernel when its own file changes, and only then: one that calls a kernel of another file would go on
-with the old one. So the compiled code lies in a folder named by the content of all the files that hold kernels.
+with the old one. So the compiled code is stored in a folder named by the content of all the files that hold kernels.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "c
 
 
 def folder(sources: tuple[Path, ...] = SOURCES) -> Path:
-    """Where the kernels compiled from these sources lie: below NUMBA_CACHE_DIR if it is set, else in the folder of this
+    """The folder of the kernels compiled from these sources: below NUMBA_CACHE_DIR if it is set, else in the folder of this
     package's bytecode (or, where that is not writable, where numba stores what it compiles for the user)."""
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return Path(_SETTINGS.CACHE_DIR or _HERE / "__pycache__") / f"kernels-{content[:16]}"

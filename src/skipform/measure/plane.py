@@ -7,8 +7,8 @@ values carried by skips included. The cells after the last layer are counted wit
 crossings make 1 + K + I.
 
 Three numbers, not to be confused. `count`: activation regions, maximal sets on which no ReLU changes its strict sign.
-`pieces`: maximal connected open sets on which the output is one affine map. `maps`: distinct affine maps. Writing a
-net differently changes the first and not the others.
+`pieces`: maximal connected open sets on which the output is one affine map. `maps`: distinct affine maps. Two nets
+that compute the same function may differ in the first number, but not in the others.
 
 Tolerances are those of line.py: three-way signs with the rounding error of program.py times the vertex's kappa;
 crossings that are closer to each other than their own uncertainty are one.
