@@ -17,7 +17,7 @@ SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "c
 
 
 def folder(sources: tuple[Path, ...] = SOURCES) -> Path:
-    """The folder of the kernels compiled from these sources: below NUMBA_CACHE_DIR if it is set, else in the folder of this
+    """The folder of kernels compiled from these sources: below NUMBA_CACHE_DIR if it is set, else in the folder of this
     package's bytecode (or, where that is not writable, where numba stores what it compiles for the user)."""
     content = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return Path(_SETTINGS.CACHE_DIR or _HERE / "__pycache__") / f"kernels-{content[:16]}"
