@@ -7,10 +7,11 @@ Test error on CIFAR-10 with crops and flips, SD with stochastic depth p_L = 0.5:
     RoR-3-164 + SD 4.86 %   Pre-RoR-3-164 + SD 4.51 %   RoR-3-WRN40-4 + SD 4.09 %
     RoR-3-WRN58-4 + SD 3.77 % (13.3 M in print; 58 layers of these stages make 13.6 M)
 
-RoR-3-110 has about 1.7 M parameters in print. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As in both
-public re-implementations, a 2x2 maximum lies between stages, and 2 * 3n convolutions, 2 projections, 4 upper shortcuts,
-stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have batch norm, those
-of pre-activation nets have none: the paper's figures leave it open.
+In print RoR-3-110 has 1.7 M parameters and RoR-3-164 2.5 M. Both cannot be: depth = 6n+8 gives 1.64 M and 2.51 M, and
+1.7 M is ResNet-110, which has one unit more a stage. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As
+in both public re-implementations, a 2x2 maximum lies between stages, and 2 * 3n convolutions, 2 projections, 4 upper
+shortcuts, stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have batch
+norm, those of pre-activation nets have none: the paper's figures leave it open.
 """
 
 from typing import Literal
