@@ -26,7 +26,7 @@ LINEAR: dict[str, list[dict]] = {
         {"depth": 11, "width": 4, "bottleneck": True, "width_factor": 2},
     ],
     "shortcuts": [{"depth": 8, "width": 4, "kind": k} for k in ("constant", "convolution")],
-    "resnext": [{"depth": 11, "width": 4, "cardinality": 2, "bottleneck_width": 4}],
+    "resnext": [{"depth": 11, "width": 4, "cardinality": 2, "bottleneck_width": 4, "unit": u} for u in ("post", "pre")],
     "densenet": [
         {"depth": 10, "growth": 4, "dropout": 0.2},
         {"depth": 10, "growth": 4, "bottleneck": True, "compression": 0.5, "memory_efficient": True},

@@ -1,6 +1,7 @@
 """The blocks that nets share, and special properties of single nets."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -175,12 +176,12 @@ def test_a_fractal_block_is_the_papers_recursion_with_meeting_joins_made_one():
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])
-def test_a_sample_that_follows_a_column_sees_that_plain_net(column):
+def test_a_mini_batch_that_follows_a_column_sees_that_plain_net(column):
     net = fractal(global_ratio=1.0)
     x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     z = x
     for block in net.blocks:
-        z = block(z, torch.full((4,), column))
+        z = block(z, torch.tensor(column))
     torch.testing.assert_close(net.head(z), net.column(column)(x), rtol=1e-12, atol=1e-12)
     convolutions = [m for m in net.column(column).modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 2 * 2**column
@@ -190,12 +191,40 @@ def test_a_sample_that_follows_a_column_sees_that_plain_net(column):
 def test_local_drop_path_keeps_at_least_one_column_and_averages_what_it_keeps(drop, columns, seed):
     torch.manual_seed(seed)
     values = [torch.full((16, 1, 1, 1), 2.0**j) for j in range(columns)]
-    actual = Join(0, drop)(values, torch.full((16,), -1)).flatten()
+    join = Join(0, drop)
+    means_drawn = [join(values, torch.tensor(-1)).flatten() for _ in range(16)]
+    assert all(bool((mean == mean[0]).all()) for mean in means_drawn)  # drawn once for a mini-batch
+    actual = torch.stack(means_drawn)[:, 0]
     subsets = [[2.0**j for j in range(columns) if kept >> j & 1] for kept in range(1, 2**columns)]
     means = torch.tensor([sum(subset) / len(subset) for subset in subsets])
     assert all(bool(torch.isclose(means, value, rtol=1e-6).any()) for value in actual)  # float32
     if drop == 0:
         assert bool(torch.isclose(actual, means[-1], rtol=1e-6).all())
+
+
+def test_a_fractal_layer_drops_entries_between_its_convolution_and_batch_norm():
+    net = nets.build("fractalnet", blocks=2, columns=1, width=4, dropout=0.1)
+    layers = [[*block.columns[0][0]] for block in net.blocks]
+    assert [[type(layer) for layer in layer_list] for layer_list in layers] == [
+        [nn.Conv2d, nn.Dropout, nn.BatchNorm2d, nn.ReLU]
+    ] * 2
+    assert [layer_list[1].p for layer_list in layers] == [0.0, 0.1]
+
+
+def test_a_dense_layer_drops_after_every_convolution():
+    """As in the authors' code: after both convolutions of a bottleneck, and after the one of a transition."""
+    net = nets.build("densenet", depth=16, growth=4, bottleneck=True, compression=0.5, dropout=0.2)
+    layers = [type(module) for module in net.modules() if not [*module.children()]]
+    after = [b for a, b in pairwise(layers) if a is nn.Conv2d]
+    assert after.count(nn.Dropout) == len(after) - 1  # not after the stem
+
+
+def test_the_fields_of_the_32_layer_highway_net_alternate():
+    net = nets.build("highway", depth=32)
+    fields = [m.kernel_size[0] for stage in net.stages for m in stage.modules() if isinstance(m, nn.Conv2d)]
+    assert len(fields) == 3 * (1 + 2 * 9)
+    body = [fields[1 + 19 * s + 2 * i] for s in range(3) for i in range(9)]  # H; T has the same field
+    assert body == ([1, 3] * 4 + [1]) * 3
 
 
 def test_addition_blocks_copy_concatenation_blocks():

@@ -209,8 +209,8 @@ def stem(kind: Literal["3x3", "7x7"], c_in: int, c_out: int) -> nn.Sequential:
 
 def init_he(net: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_out") -> nn.Module:
     """He initialisation, in place: weights of convolutions ~ N(0, 2 / fan), biases of linear layers 0. fan_out = k^2
-    c_out is what the authors of the residual nets publish, fan_in what DenseNet's do. The affine map of a concatenating
-    merge keeps its (I I)."""
+    c_out is what the authors of the residual nets and of DenseNet publish. The affine map of a concatenating merge
+    keeps its (I I)."""
     merged = {module.mix for module in net.modules() if isinstance(module, Merge)}
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module not in merged:

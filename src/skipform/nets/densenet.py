@@ -2,6 +2,7 @@
 
 Three dense blocks of layers x -> (x; H(x)), H = BN-ReLU-conv3x3 with k new channels; between blocks
 BN-ReLU-conv1x1-average 2x2. BC: H has a 1x1 convolution to 4k channels first (B), transitions halve the channels (C).
+As in the authors' code, convolutions start at N(0, 2 / fan_out), and `dropout` follows each of them but the first.
 Published parameters and test error on CIFAR-10 with crops and flips are in VARIANTS.
 
 The basic nets start with 16 channels, BC with 2k, as the paper says and its counts confirm (the authors' later code
@@ -106,23 +107,25 @@ def build(
         raise SkipformError(f"net 'densenet': depth={depth} with the 7x7 stem is not accepted; it takes {accepted}")
     counts = IMAGENET[depth] if first == "7x7" else (units("densenet", depth, 6 if bottleneck else 3, 4),) * 3
     c = 2 * growth if bottleneck else 16
+
+    def layer(c_in: int, c_out: int, kernel: int = 3) -> list[nn.Module]:
+        return [*bn_relu_conv(c_in, c_out, kernel), *([nn.Dropout(dropout)] if dropout else [])]
+
     start = stem(first, in_channels, c) if first == "7x7" else conv(in_channels, c)
     stages: list[nn.Module] = []
     channels: list[int] = []
     for count in counts:
         layers: list[nn.Module] = []
         if stages:  # at the border the average is over the part of its window inside, so that small images are accepted
-            layers = [*bn_relu_conv(c, int(c * compression), 1), nn.AvgPool2d(2, ceil_mode=True)]
+            layers = [*layer(c, int(c * compression), 1), nn.AvgPool2d(2, ceil_mode=True)]
             c = int(c * compression)
         for _ in range(count):
             wide = 4 * growth
-            branch = [*bn_relu_conv(c, wide, 1), *bn_relu_conv(wide, growth)] if bottleneck else bn_relu_conv(c, growth)
+            branch = [*layer(c, wide, 1), *layer(wide, growth)] if bottleneck else layer(c, growth)
             H = (Checkpointed if memory_efficient else nn.Sequential)(*branch)
-            if dropout:
-                H = nn.Sequential(H, nn.Dropout(dropout))
             layers.append(DenseLayer(H) if skip == "concat" else H)
             c = c + growth if skip == "concat" else growth
         stages.append(nn.Sequential(*layers))  # n c h/2 w/2
         channels.append(c)
     head = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), *classifier(c, num_classes))
-    return init_he(Staged(start, stages, head, channels), "fan_in")
+    return init_he(Staged(start, stages, head, channels))

@@ -2,8 +2,8 @@
 
 Block: relu(BN conv3x3 -> ReLU, plus BN conv1x1 of the input): one activation under a projection shortcut in every
 block. The listing stacks filters 64, 64, 128 on 32x32x3 at stride 1 in Keras and stops at the feature map (batch norm
-with Keras' epsilon 1e-3 and momentum 0.99, convolutions with bias); the head, a global average and one affine map, is
-ours. No count or error is published; 126,336 is what Keras counts as trainable in the listing.
+with Keras' epsilon 1e-3 and momentum 0.99, convolutions with bias, weights Glorot uniform); the head, a global average
+and one affine map, is ours. No count or error is published; 126,336 is what Keras counts as trainable in the listing.
 """
 
 from torch import nn
@@ -41,7 +41,12 @@ def build(
         projection = nn.Sequential(nn.Conv2d(c_in, c, 1), _norm(c)) if skip != "none" else nn.Identity()
         blocks.append(Skip(branch, projection, Merge(skip, c), nn.ReLU()))
         c_in = c
-    return Staged(nn.Identity(), blocks, classifier(c_in, num_classes), filters)
+    net = Staged(nn.Identity(), blocks, classifier(c_in, num_classes), filters)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.get_parameter("bias"))
+    return net
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -7,10 +7,11 @@ Test error on CIFAR-10 with crops and flips, SD with stochastic depth p_L = 0.5:
     RoR-3-164 + SD 4.86 %   Pre-RoR-3-164 + SD 4.51 %   RoR-3-WRN40-4 + SD 4.09 %
     RoR-3-WRN58-4 + SD 3.77 % (the paper prints 13.3 M; 58 layers of these stages make 13.6 M)
 
-The paper gives about 1.7 M parameters for RoR-3-110. unit="pre" is Pre-RoR; with width_factor > 1 it is RoR-3-WRN. As
-in both public re-implementations, a 2x2 max pooling lies between stages, and 2 * 3n convolutions, 2 projections, 4
-upper shortcuts, stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of post-activation nets have
-batch norm, those of pre-activation nets have none: the paper's figures leave it open.
+The paper prints 1.7 M parameters for RoR-3-110 and 2.5 M for RoR-3-164. Both cannot be right: depth = 6n+8 gives 1.64 M
+and 2.51 M, and 1.7 M is ResNet-110, which has one unit more a stage. unit="pre" is Pre-RoR; with width_factor > 1 it is
+RoR-3-WRN. As in both public re-implementations, a 2x2 max pooling lies between stages, and 2 * 3n convolutions, 2
+projections, 4 upper shortcuts, stem and head make depth 6n+8; the wide nets are named 6n+4. Projections of
+post-activation nets have batch norm, those of pre-activation nets have none: the paper's figures leave it open.
 """
 
 from typing import Literal

@@ -5,7 +5,7 @@ error of 110 layers on CIFAR-10 with crops and flips, median of five runs ("fail
 
     identity     6.61 %                       exclusive    (1 - g) x, g F    8.70 % at gate_bias=-6, fail at 0..-5
     constant     0.5 x, 0.5 F   12.35 %       gated        (1 - g) x         6.91 % at gate_bias=-6, 12.86 % at 0
-                 0.5 x, F       fail          convolution  1x1 on all units  12.22 %
+                 0.5 x, F       fail          convolution  1x1, BN, all units 12.22 %
                  0 x, F         fail          dropout      of x, 0.5         fail
 
 g = sigmoid(1x1 convolution of x, with bias). Where the shape changes, x is the zero-padded identity (option A); the
@@ -24,7 +24,7 @@ from skipform.nets.blocks import (
     Staged,
     basic,
     classifier,
-    conv,
+    conv_bn,
     init_he,
     shortcut,
     stack,
@@ -44,7 +44,7 @@ VARIANTS = {
     "constant 110": ({"kind": "constant"}, 110, 1_727_962),
     "exclusive 110": ({"kind": "exclusive"}, 110, 1_824_186),
     "gated 110": ({"kind": "gated"}, 110, 1_824_186),
-    "convolution 110": ({"kind": "convolution"}, 110, 1_822_170),
+    "convolution 110": ({"kind": "convolution"}, 110, 1_826_202),
     "dropout 110": ({"kind": "dropout"}, 110, 1_727_962),
 }
 
@@ -100,7 +100,7 @@ def build(
         if kind == "constant":
             branch, same = branch.append(Scaled(branch_scale)), nn.Sequential(same, Scaled(scale))
         elif kind == "convolution":
-            same = conv(c_in, c, 1, stride)
+            same = conv_bn(c_in, c, 1, stride)
         elif kind == "dropout":
             same = nn.Sequential(same, nn.Dropout(dropout))
         return Skip(branch, same, Merge("add", c), nn.ReLU())

@@ -24,7 +24,8 @@ class Optimizer:
         betas, eps: of adam and adamw.
         weight_decay: on every trained parameter, biases and normalisations too, as in the papers on ResNets;
             with decayed = "matrices" only on those of two or more dimensions, as in those on Transformers.
-        factors: {start of a parameter's name: factor of its learning rate}, such as {backbone: 0.1} in DETR.
+        factors: {part of a parameter's dotted name: factor of its learning rate}, such as {backbone: 0.1} in DETR,
+            or {bias: 2} in nets trained with Caffe.
         schedule, milestones, decay, warmup, floor: see `scale`.
     """
 
@@ -67,16 +68,16 @@ class Optimizer:
         """The trained parameters, grouped by learning rate and decay."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         factors = self.factors or {}
-        for prefix in factors:
-            if not any(_under(name, prefix) for name, _ in net.named_parameters()):
+        for part in factors:
+            if not any(_within(name, part) for name, _ in net.named_parameters()):
                 raise SkipformError(
-                    f"optimizer.factors: no parameter under {prefix!r};"
+                    f"optimizer.factors: no parameter has {part!r} in its name;"
                     f" accepted: {', '.join(dict.fromkeys(name.split('.')[0] for name, _ in net.named_parameters()))}"
                 )
         for name, parameter in net.named_parameters():
             if not parameter.requires_grad:
                 continue
-            factor = math.prod(factor for prefix, factor in factors.items() if _under(name, prefix))
+            factor = math.prod(factor for part, factor in factors.items() if _within(name, part))
             decay = self.weight_decay if self.decayed == "all" or parameter.dim() > 1 else 0.0
             groups.setdefault((self.lr * factor, decay), []).append(parameter)
         return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
@@ -106,5 +107,6 @@ class Optimizer:
         return rising * (self.floor + (1 - self.floor) * s)
 
 
-def _under(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
+def _within(name: str, part: str) -> bool:
+    """Whether the components of `part` follow each other in the dotted name."""
+    return f".{part}." in f".{name}."
