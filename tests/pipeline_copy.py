@@ -1,0 +1,46 @@
+"""A copy of the checkout at scale smoke, for the tests that run the whole pipeline."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def fresh_copy(folder):
+    """The tracked and the new files of the checkout in `folder`, as a repository of its own, at scale smoke."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params |= {"scale": "smoke", "seeds": [0, 1], "claims": {"seeds": [0, 1]}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def environment(folder):
+    """The programs of this environment, the sources of the copy."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": programs, "PYTHONPATH": str(folder / "src"), "WANDB_MODE": "offline"}
+
+
+def run(folder, *command):
+    """What the command prints in `folder`; it has to succeed."""
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    return done.stdout + done.stderr
+
+
+def made(folder):
+    """Digest of every figure, table, number, notebook and page that the pipeline leaves for a reader."""
+    paths = [p for name in ("paper", "measures", "build/notebooks") for p in sorted((folder / name).rglob("*"))]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}

@@ -1,0 +1,83 @@
+"""`skipform repro` in a small pipeline of its own: what it runs, in which order, and how it ends."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skipform.stages.repro import stages, with_descendants
+
+# a and b are independent, c reads both, d reads c; every command notes when it starts and ends.
+PIPELINE = """
+stages:
+  a: {cmd: sh stage.sh a, deps: [one], outs: [a]}
+  b: {cmd: sh stage.sh b, deps: [two], outs: [b]}
+  c: {cmd: sh stage.sh c, deps: [a, b], outs: [c]}
+  d: {cmd: sh stage.sh d, deps: [c], outs: [d]}
+"""
+STAGE = """
+echo start $1 >> log
+while test -n "$WAIT_FOR" -a \\( $1 = a -o $1 = b \\) && ! grep -q "start $WAIT_FOR" log; do sleep 0.1; done
+test ! -e fail-$1 && echo $1 > $1
+status=$?
+echo end $1 >> log
+exit $status
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    (tmp_path / "stage.sh").write_text(STAGE)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / ".gitignore").write_text("a\nb\nc\nd\n")
+    subprocess.run([program("dvc"), "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def program(name):
+    return str(Path(sys.executable).parent / name)
+
+
+def repro(project, *options, **environment):
+    """(exit status, stages that ran in order of their start, what was printed)"""
+    (project / "log").unlink(missing_ok=True)
+    command = [program("skipform"), "repro", "--jobs", "2", *options]
+    paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=project, env=os.environ | paths | environment, capture_output=True, text=True)
+    log = (project / "log").read_text().split("\n") if (project / "log").exists() else []
+    return done.returncode, [line for line in log if line], done.stdout + done.stderr
+
+
+def test_stages_run_after_what_they_depend_on_and_only_when_out_of_date(project):
+    status, log, _ = repro(project, WAIT_FOR="b")  # a ends when b has started: two at once, or never
+    assert status == 0
+    assert {*log[:4]} == {"start a", "start b", "end a", "end b"}
+    assert log[4:] == ["start c", "end c", "start d", "end d"]
+    assert repro(project)[1:] == ([], "all 4 stages are up to date\n")
+    (project / "two").write_text("changed")  # the output of b stays the same, so that c and d need not run
+    assert repro(project)[:2] == (0, ["start b", "end b"])
+    assert len(repro(project, "--force")[1]) == 8
+    assert (
+        "up to date"
+        in subprocess.run([program("dvc"), "repro"], cwd=project, capture_output=True, text=True, check=True).stdout
+    )
+
+
+def test_a_failed_stage_is_named_and_nothing_that_needs_it_runs(project):
+    (project / "fail-b").write_text("")
+    status, log, printed = repro(project)
+    assert status != 0
+    assert "stage b failed" in printed
+    assert "start c" not in log
+    (project / "fail-b").unlink()
+    assert repro(project)[0] == 0
+
+
+def test_the_graph_is_read_from_dvc():
+    graph = stages('strict digraph {\n"a";\n"b";\n"a" -> "b";\n"b" -> "c@d";\n"c@d";\n"e";\n}\n')
+    assert graph == {"a": set(), "b": {"a"}, "c@d": {"b"}, "e": set()}
+    assert with_descendants(graph, ["b", "unknown"]) == {"b", "c@d"}
