@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -155,6 +156,28 @@ def test_rebuilt_models_have_the_published_size():
         if "variant" in entry:
             count = counted[net, entry["variant"]]
             assert "params" not in entry or abs(count / 1e6 / entry["params"] - 1) < 0.07, net
+
+
+@pytest.mark.parametrize("net", [net for net, entry in PUBLISHED.items() if "result" in entry])
+def test_a_published_result_belongs_to_our_experiment_or_says_what_differs(net):
+    """Data set, score, epochs and net are those of the experiment at scale paper."""
+    from skipform import nets, tasks
+    from skipform.training.experiment import read
+
+    entry = PUBLISHED[net]
+    experiment = read(ROOT / "experiments" / "survey" / f"{net}.yaml", "paper")
+    label = entry.get("ours", next(iter(experiment.variants)))
+    assert label in experiment.variants
+    if "other" in entry:
+        assert not {"data", "score", "epochs"} & set(entry)
+        return
+    assert entry["data"] == experiment.data["name"]
+    assert entry["epochs"] == experiment.trainer["max_epochs"]
+    assert entry["score"] == tasks.kind(experiment.task["name"]).MAIN_SCORE[0]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in nets.build(**experiment.variants[label]).parameters())
+    counted = {(row["net"], row["variant"]): row["parameters"] for row in nets.survey()}
+    assert parameters == counted[net, entry["variant"]]
 
 
 def test_tables_keep_the_order_of_the_experiment_and_give_median_and_range(frame):
