@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import skipform
-from skipform import nets
+from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.runs import Run, finished
@@ -295,7 +295,7 @@ def alone_at_last(work: Path):
     """The work folder held as soon as nobody else does: workers hold it with the process that started them."""
     for _ in range(1000):
         try:
-            with fit._alone(work):
+            with outputs.alone(work, "fit"):
                 yield
             return
         except SkipformError:
@@ -345,7 +345,8 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
                 break
         fit.main(arguments)
         found = contents(folder / "out")
-        found.pop("summary.json")
+        for name in ("summary.json", outputs.MARKER):
+            found.pop(name)
         assert found == expected
         moment += 1
     assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
@@ -412,12 +413,16 @@ def test_the_old_folder_is_replaced_whole(tmp_path, unkilled):
     stale = tmp_path / "out" / "gone" / "seed7" / "metrics.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
+    outputs.mark(tmp_path / "out", ["gone/seed7/metrics.json"])
     fit.main([*written(tmp_path), "--seeds", "0", "1"])
     assert contents(tmp_path / "out") == contents(unkilled)
 
 
 def test_two_trainings_into_one_folder_are_refused(tmp_path):
-    with fit._alone(tmp_path / "out.partial"), pytest.raises(SkipformError, match=r"another `skipform fit` is writing"):
+    with (
+        outputs.alone(tmp_path / "out.partial", "fit"),
+        pytest.raises(SkipformError, match=r"another `skipform fit` is writing"),
+    ):
         fit.main(written(tmp_path))
 
 
