@@ -40,7 +40,6 @@ def main(argv: list[str]) -> int:
     path = _experiment_file(argv)
     from skipform.training import launch
     from skipform.training.experiment import read
-    from skipform.training.run import FILES, UNFINISHED_FILES
 
     options, given, storage = _options(argv)
     experiment, seeds = read(path, options["scale"], given), options["seeds"]
@@ -57,6 +56,8 @@ def main(argv: list[str]) -> int:
     launch.configure_process(1 if workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * _check(path, experiment, storage)
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
+    from skipform.training.run import FILES, UNFINISHED_FILES
+
     files = ["summary.json", *(f"{label}/seed{seed}/{name}" for label, seed in runs for name in FILES)]
     unfinished = [f"{label}/seed{seed}/{name}" for label, seed in runs for name in UNFINISHED_FILES]
     with (
