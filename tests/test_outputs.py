@@ -314,12 +314,14 @@ def test_killed_notebooks_leave_nothing_for_good_and_others_files_stay(place, ca
 def test_no_temporary_folder_of_wandb_is_left_by_workers_or_by_the_process_after_a_killed_one(place, monkeypatch):
     Path("temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(place / "temporary"))
-    killed("from skipform.training.tracking import import_wandb; import_wandb()")
-    assert list(Path("temporary").glob(".wandb-*.skipform.*/*wandb-media"))
     code = (
-        "import multiprocessing; from skipform.training.tracking import import_wandb\n"
-        "process = multiprocessing.get_context('fork').Process(target=import_wandb)\n"
-        "process.start(); process.join(); raise SystemExit(process.exitcode)"
+        "import multiprocessing, os; from pathlib import Path\n"
+        "from skipform.training.tracking import import_wandb\n"
+        "def killed(): import_wandb(); os.kill(os.getpid(), 9)\n"
+        "for target, code, left in ((killed, -9, 1), (import_wandb, 0, 0)):\n"
+        "    process = multiprocessing.get_context('fork').Process(target=target)\n"
+        "    process.start(); process.join(); assert process.exitcode == code\n"
+        "    assert len(list(Path('temporary').glob('.wandb-*.skipform.*/*wandb-media'))) == left\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not list(Path("temporary").rglob("*wandb*"))

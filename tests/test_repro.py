@@ -132,6 +132,16 @@ def test_a_lock_file_cut_short_without_a_copy_is_refused_in_one_line(project):
     Path("dvc.lock").write_text("schema: '2.0'\nstages:\n  fi")
     with pytest.raises(SkipformError, match=r"^dvc\.lock: cut short, and there is no copy in build/dvc\.lock; `git"):
         repro.main()
+    repro.COPY.parent.mkdir()
+    repro.COPY.write_bytes(b"\xff")
+    with pytest.raises(SkipformError, match="cut short"):
+        repro.main()
+
+
+def test_no_state_of_dvc_is_made_where_there_is_none(project):
+    shutil.rmtree(".dvc")
+    assert repro.recover() == []
+    assert not Path(".dvc").exists()
 
 
 def entries(*pids):

@@ -16,7 +16,7 @@ from skipform.errors import SkipformError
 from skipform.files import TEMPORARY, original_of, write_json
 
 MARKER = ".skipform"
-UNFINISHED, REPLACED = ".partial", ".replaced"  # endings of the folders in which a command works
+WORKING = UNFINISHED, REPLACED = ".partial", ".replaced"  # endings of the folders in which a command works
 
 
 def check_file(path: str | Path, option: str = "--out", *, suffixes: Collection[str]) -> None:
@@ -46,7 +46,7 @@ def check_folder(path: str | Path, option: str = "--out") -> None:
     """
     shown, path = str(path) or "''", Path(path)
     try:
-        if Path.cwd().is_relative_to(path.resolve()) or path.name == "..":
+        if Path.cwd().is_relative_to(os.path.realpath(path)) or path.name == "..":
             raise SkipformError(
                 f"{option} {shown}: the working directory is in that folder; accepted: a new or an empty folder"
             )

@@ -33,6 +33,7 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
         raise SkipformError(f"--count {count}; accepted: 1 or more")
     outputs.check_folder(out)
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
+    nets = [net for net in nets if net.suffix not in outputs.WORKING]
     if not nets:
         raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` leaves them")
     outputs.mark(out, [f"{net.name}.safetensors" for net in nets])

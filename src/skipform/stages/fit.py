@@ -238,11 +238,11 @@ def _bar(steps: int, leads: bool) -> "tqdm":
 
 def _check_out(out: str | Path) -> None:
     """Refuse a folder that cannot be made, or that holds what `skipform fit` did not write."""
-    if Path(out).suffix in (outputs.UNFINISHED, outputs.REPLACED):
+    if Path(out).suffix in outputs.WORKING:
         raise SkipformError(
             f"--out {out}: a name for unfinished work; accepted: another ending than {Path(out).suffix}"
         )
-    for ending in ("", outputs.UNFINISHED, outputs.REPLACED):
+    for ending in ("", *outputs.WORKING):
         outputs.check_folder(f"{out}{ending}")
 
 

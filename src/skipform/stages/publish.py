@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skipform.errors import SkipformError
 from skipform.files import write_text
-from skipform.outputs import check_file
+from skipform.outputs import WORKING, check_file
 from skipform.runs import Run
 
 
@@ -22,6 +22,8 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
         check_file(out, suffixes=[".csv"])
     rows = []
     for summary in sorted(Path(runs).glob("*/summary.json")):
+        if summary.parent.suffix in WORKING:
+            continue
         for variant, trained in json.loads(summary.read_text()).items():
             finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
             config = finished[0].config

@@ -75,6 +75,8 @@ def recover() -> list[str]:
     A dvc.lock that is cut short is replaced by the copy, a complete one is copied. From the table of readers and
     writers the processes are removed that do not run, or are no dvc; a table that cannot be read is removed.
     """
+    if not Path(".dvc").is_dir():  # dvc will say so
+        return []
     with _locked(TABLE.with_name("lock")) as held:  # dvc holds it while it writes dvc.lock
         done = _recover_lock() if held else []
     with _locked(TABLE.with_name("rwlock.lock")) as held:
@@ -84,15 +86,19 @@ def recover() -> list[str]:
 def _recover_lock() -> list[str]:
     if _copy_lock() or not LOCK.is_file():
         return []
-    if not COPY.is_file():
+    if not complete(copy := _text_of_copy()):
         raise SkipformError(f"{LOCK}: cut short, and there is no copy in {COPY}; `git checkout {LOCK}` brings one back")
-    write_text(LOCK, COPY.read_text(encoding="utf-8"))
+    write_text(LOCK, copy)
     return [f"{LOCK} was cut short; it is again as in {COPY}"]
+
+
+def _text_of_copy() -> str:
+    return COPY.read_text(encoding="utf-8", errors="replace") if COPY.is_file() else ""
 
 
 def _copy_lock() -> bool:
     """Copy dvc.lock if it is complete; whether it is."""
-    copy = COPY.read_text(encoding="utf-8") if COPY.is_file() else ""
+    copy = _text_of_copy()
     try:
         text = LOCK.read_text(encoding="utf-8")
     except (FileNotFoundError, UnicodeDecodeError):
