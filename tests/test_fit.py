@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 import skipform
-from skipform import nets
+from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.runs import Run, finished
@@ -295,7 +295,7 @@ def alone_at_last(work: Path):
     """Lock the work folder as soon as no other process holds it; workers hold it together with their parent process."""
     for _ in range(1000):
         try:
-            with fit._locked(work):
+            with outputs.alone(work, "fit"):
                 yield
             return
         except SkipformError:
@@ -345,7 +345,8 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
                 break
         fit.main(arguments)
         actual = contents(folder / "out")
-        actual.pop("summary.json")
+        for name in ("summary.json", outputs.MARKER):
+            actual.pop(name)
         assert actual == expected
         moment += 1
     assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
@@ -412,13 +413,14 @@ def test_the_old_folder_is_replaced_whole(tmp_path, unkilled):
     stale = tmp_path / "out" / "gone" / "seed7" / "metrics.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
+    outputs.mark(tmp_path / "out", ["gone/seed7/metrics.json"])
     fit.main([*written(tmp_path), "--seeds", "0", "1"])
     assert contents(tmp_path / "out") == contents(unkilled)
 
 
 def test_two_trainings_into_one_folder_are_refused(tmp_path):
     with (
-        fit._locked(tmp_path / "out.partial"),
+        outputs.alone(tmp_path / "out.partial", "fit"),
         pytest.raises(SkipformError, match=r"another `skipform fit` is writing"),
     ):
         fit.main(written(tmp_path))

@@ -27,10 +27,25 @@ ARROWS = {
     "data": set(),
     "tasks": {"nets"},  # only to rebuild the net of a checkpoint
     "files": set(),
+    "outputs": {"files"},
+    "recovery": {"files"},
     "sources": set(),
     "runs": {"tasks", "data", "nets"},
-    "training": {"runs", "tasks", "data", "nets", "files", "sources"},
-    "stages": {"training", "runs", "tasks", "data", "nets", "measure", "compiler", "theory", "files", "sources"},
+    "training": {"runs", "tasks", "data", "nets", "files", "outputs", "sources"},
+    "stages": {
+        "training",
+        "runs",
+        "tasks",
+        "data",
+        "nets",
+        "measure",
+        "compiler",
+        "theory",
+        "files",
+        "outputs",
+        "recovery",
+        "sources",
+    },
 }
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from skipform import outputs
 from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.nets import attention, fpn
@@ -30,9 +31,12 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
     """
     if count < 1:
         raise SkipformError(f"--count {count}; accepted: 1 or more")
+    outputs.check_folder(out)
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
+    nets = [net for net in nets if net.suffix not in outputs.WORKING]
     if not nets:
         raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` writes them")
+    outputs.mark(out, [f"{net.name}.safetensors" for net in nets])
     torch.set_num_threads(1)  # sums must not depend on the number of cores
     for net in tqdm(nets, desc="examples", unit="net", leave=False, disable=None):
         write(net, Path(out, f"{net.name}.safetensors"), count)

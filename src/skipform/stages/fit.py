@@ -5,14 +5,12 @@
 
 The runs are independent: on a CPU they are trained in parallel, one process each (--workers), with the same result.
 Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. Everything is
-written to DIR.partial, where the same command resumes a killed training, and renamed to DIR when it is complete.
+written to DIR.partial, where the same command resumes a killed training, and renamed to DIR when it is complete, in
+place of an older one. A DIR that holds anything that this command did not write is refused.
 """
 
 import argparse
-import fcntl
-import os
 import shlex
-import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skipform import outputs
 from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.stages.cli import not_understood
@@ -44,6 +43,11 @@ def main(argv: list[str]) -> int:
 
     options, given, storage = _options(argv)
     experiment, seeds = read(path, options["scale"], given), options["seeds"]
+    out = f"runs/{path.parent.name}/{path.stem}" if options["out"] is None else options["out"]
+    leads = launch.rank() == 0  # of several processes only the first one writes and reports
+    if leads:
+        _check_out(out)
+    out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
     workers = launch.worker_count(options["workers"], experiment, len(runs))
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
@@ -51,21 +55,21 @@ def main(argv: list[str]) -> int:
     # torch would hang in the forked workers if it had used more than one thread before
     launch.configure_process(1 if workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * _check(path, experiment, storage)
-    out = Path(options["out"] or Path("runs", path.parent.name, path.stem))
-    work = out.with_name(f"{out.name}.partial")
     train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
-    leads = launch.rank() == 0  # of several processes only the first one writes and reports
+    from skipform.training.run import FILES, UNFINISHED_FILES
+
+    files = ["summary.json", *(f"{label}/seed{seed}/{name}" for label, seed in runs for name in FILES)]
+    unfinished = [f"{label}/seed{seed}/{name}" for label, seed in runs for name in UNFINISHED_FILES]
     with (
-        _locked(work) if leads else nullcontext(),
+        _begun(out, work, [*files, *unfinished]) if leads else nullcontext(),
         _bar(steps, leads) as bar,
         launch.in_workers(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as run,
     ):
         summary = _train_all(experiment, seeds, run, bar, leads)
         if leads:
-            _remove_leftovers(work, experiment.variants, seeds)
             write_json(work / "summary.json", summary)
-            shutil.rmtree(out, ignore_errors=True)
-            work.rename(out)
+            outputs.clear(work, keep=files)  # of what a killed or different training left
+            outputs.replace(work, out)
     return 0
 
 
@@ -233,30 +237,21 @@ def _bar(steps: int, leads: bool) -> "tqdm":
     )
 
 
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Lock the work folder, because two processes that write to it would mix their results. A kill unlocks it."""
-    work.mkdir(parents=True, exist_ok=True)
-    handle = os.open(work, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+def _check_out(out: str | Path) -> None:
+    """Refuse a folder that cannot be made, or that holds what `skipform fit` did not write."""
+    if Path(out).suffix in outputs.WORKING:
         raise SkipformError(
-            f"{work}: another `skipform fit` is writing there; give one of them another --out"
-        ) from None
-    else:
+            f"--out {out}: a name for unfinished work; accepted: another ending than {Path(out).suffix}"
+        )
+    for ending in ("", *outputs.WORKING):
+        outputs.check_folder(f"{out}{ending}")
+
+
+@contextmanager
+def _begun(out: Path, work: Path, files: Iterable[str]) -> Iterator[None]:
+    """Lock the work folder and list there the files that are going to be written."""
+    with outputs.alone(work, "fit"):
+        outputs.recover(out)
+        _check_out(out)
+        outputs.mark(work, files)
         yield
-    finally:
-        os.close(handle)
-
-
-def _remove_leftovers(work: Path, labels: Iterable[str], seeds: Seeds) -> None:
-    """Remove everything but the results: checkpoints, half-written files, variants and seeds of earlier commands."""
-    from skipform.training import run
-
-    wanted = {work / label / f"seed{seed}" / name for label in labels for seed in seeds for name in run.FILES}
-    for path in sorted(work.rglob("*"), reverse=True):  # the content of a folder comes before the folder
-        if path.is_file() and path not in wanted:
-            path.unlink()
-        elif path.is_dir() and not any(path.iterdir()):
-            path.rmdir()

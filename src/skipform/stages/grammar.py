@@ -3,7 +3,6 @@
 Weights do not matter: depth, ReLUs and carried width depend only on the architecture and the size of its input.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from skipform import nets
 from skipform.compiler.flatten import structure
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
 from skipform.files import fingerprint, write_json
+from skipform.outputs import work_folder
 from skipform.training import launch
 
 # The published models that represent a net; any other net is represented by the first of its VARIANTS.
@@ -60,17 +60,16 @@ def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded",
     """
     package = Path(__file__).parent.parent
     sources = [*package.glob("compiler/*.py"), *package.glob("nets/*.py"), Path(__file__)]
-    partial = Path(f"{out}.partial")
-    rows = launch.run_grid(
-        row,
-        [{"net": net, "variant": variant} for net, variant in (SMOKE if scale == "smoke" else chosen())],
-        partial,
-        digest=fingerprint(None, sources),
-        title="grammar",
-        workers=workers,
-    )
-    write_json(out, rows)
-    shutil.rmtree(partial)
+    with work_folder(out, "grammar") as partial:
+        rows = launch.run_grid(
+            row,
+            [{"net": net, "variant": variant} for net, variant in (SMOKE if scale == "smoke" else chosen())],
+            partial,
+            digest=fingerprint(None, sources),
+            title="grammar",
+            workers=workers,
+        )
+        write_json(out, rows)
 
 
 def chosen() -> list[tuple[str, str]]:

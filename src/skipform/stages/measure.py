@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from skipform.compiler.emit import UnsupportedOperation
+from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure import functional_dimension
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
 from skipform.measure.rank import finite, ranks
 from skipform.nets import features
+from skipform.outputs import check_file
 from skipform.runs import Run
 from skipform.training import launch
 
@@ -48,10 +50,14 @@ def main(
         workers: Local processes; one per core when not given.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
+    if metrics is not None:
+        check_file(metrics, "--metrics", suffixes=[".json"])
+        if Path(metrics).absolute() == Path(out).absolute():
+            raise SkipformError(f"--metrics {metrics}: the file of --out; accepted: another one")
     options = {"slices": slices, "batch": batch}
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
-        if metrics:
+        if metrics is not None:
             write_json(metrics, summary(json.loads(Path(folder, "summary.json").read_text()), rows))
 
 

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode, writes
 from tqdm import tqdm
 
+from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import write_json, write_text
+from skipform.files import temporary_folder, write_json, write_text
 
 
 class NotebookFailed(RuntimeError):
@@ -40,21 +39,30 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
         raise SkipformError(f"unknown notebook {unknown[0]!r} in {root}/analysis; there are: {', '.join(notebooks)}")
     chosen = {name: notebook for name, notebook in notebooks.items() if not only or name in only}
     generated, pages = Path(root, "paper", "generated"), Path(root, "build", "notebooks")
-    generated.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=generated.parent, prefix=".generated.") as temporary:
+    for folder in (generated, pages):
+        outputs.check_folder(folder, "output")
+    outputs.recover(generated)
+    with temporary_folder(generated) as temporary:
+        new = temporary / generated.name
+        new.mkdir()
         try:
-            asyncio.run(_execute_all(chosen, Path(root) / "analysis", Path(temporary), kernels))
+            asyncio.run(_execute_all(chosen, Path(root) / "analysis", new, kernels))
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
         css = Path(root, "analysis", "page.css").read_text(encoding="utf-8")
         texts = {name: (writes(notebook) + "\n", _html(name, notebook, css)) for name, notebook in chosen.items()}
-        if not only and generated.exists():
-            shutil.rmtree(generated)
-        generated.mkdir(exist_ok=True)
-        for file in sorted(Path(temporary).iterdir()):
-            file.replace(generated / file.name)
-        join_numbers(generated, list(notebooks))
+        made = sorted(file.name for file in new.iterdir())
+        if only:
+            outputs.mark(generated, [*made, "numbers.json"])
+            for name in made:
+                (new / name).replace(generated / name)
+            join_numbers(generated, list(notebooks))
+        else:
+            join_numbers(new, list(notebooks))
+            outputs.mark(new, [*made, "numbers.json"])
+            outputs.replace(new, generated)
+    outputs.mark(pages, [f"{name}{ending}" for name in chosen for ending in (".ipynb", ".html")])
     for name, (notebook, html) in texts.items():
         write_text(pages / f"{name}.ipynb", notebook)
         write_text(pages / f"{name}.html", html)

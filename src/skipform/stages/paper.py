@@ -6,6 +6,7 @@ from pathlib import Path
 import typst
 
 from skipform.files import whole
+from skipform.outputs import check_file
 
 
 def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> int:
@@ -17,6 +18,7 @@ def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> 
         source: The typst file; it reads what `skipform notebooks` has written to generated/ in the same folder.
         output: The PDF to write.
     """
+    check_file(output, "--output", suffixes=[".pdf"])
     try:
         pdf, warnings = typst.compile_with_warnings(source, root=str(Path(source).parent), ignore_system_fonts=True)
     except (typst.TypstError, RuntimeError, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from skipform.errors import SkipformError
 from skipform.files import write_text
+from skipform.outputs import WORKING, check_file
 from skipform.runs import Run
 
 
@@ -17,8 +18,12 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
         runs: The folder whose experiments are published.
         out: The CSV file; results/<scale>.csv when not given. All runs must be of one scale.
     """
+    if out is not None:
+        check_file(out, suffixes=[".csv"])
     rows = []
     for summary in sorted(Path(runs).glob("*/summary.json")):
+        if summary.parent.suffix in WORKING:
+            continue
         for variant, trained in json.loads(summary.read_text()).items():
             finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
             config = finished[0].config
@@ -45,8 +50,10 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
     scales = sorted({row["scale"] for row in rows})
     if len(scales) != 1:
         raise SkipformError(f"{runs}: finished runs of {', '.join(scales) or 'no'} scale; those of one are accepted")
+    out = out if out is not None else str(Path("results", f"{scales[0]}.csv"))
+    check_file(out, suffixes=[".csv"])
     text = io.StringIO()
     table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    write_text(out or Path("results", f"{scales[0]}.csv"), text.getvalue())
+    write_text(out, text.getvalue())

@@ -13,10 +13,12 @@ from tqdm import tqdm
 from skipform.errors import SkipformError
 from skipform.files import whole, write_text
 from skipform.measure import plane
+from skipform.outputs import check_file
 from skipform.runs import Run
 from skipform.stages.models import from_factory, shape_of
 
 SUFFIXES = (".svg", ".png", ".pdf")
+COLUMNS = ["region", "piece", "area", "corners"]  # of the table
 
 
 def main(
@@ -47,8 +49,9 @@ def main(
         seed: The seed of the random points, which are standard normal.
         memory_gib: A computation that needs more memory than this is refused.
     """
-    if out.suffix not in SUFFIXES:
-        raise SkipformError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    check_file(out, suffixes=SUFFIXES)
+    table = out.with_suffix(".csv")
+    _check_table(table)
     net, example, candidates = _network(source, input, arguments, images)
     low_s, high_s, low_t, high_t = _box(box)
     origin, u, v = _plane(example, candidates, points, seed)
@@ -67,9 +70,9 @@ def main(
     print(f"affine pieces        {regions.pieces:,}")
     print(f"distinct affine maps {regions.maps:,}")
     polygons, areas, labels = regions.polygons(), regions.areas(), regions.labels
-    write_text(out.with_suffix(".csv"), _table(polygons, areas, labels))
+    write_text(table, _table(polygons, areas, labels))
     _draw(out, polygons, labels, (low_s, high_s, low_t, high_t))
-    print(f"written              {out}, {out.with_suffix('.csv')}")
+    print(f"written              {out}, {table}")
 
 
 def _network(
@@ -118,10 +121,21 @@ def _plane(example: Tensor, candidates: Tensor | None, points: Path | None, seed
     return candidates[0], candidates[1] - candidates[0], candidates[2] - candidates[0]
 
 
+def _check_table(table: Path) -> None:
+    """Refuse a table that cannot be written, or in whose place stands a file that is no such table: nobody named it."""
+    check_file(table, "the table of --out,", suffixes=[".csv"])
+    if table.exists():
+        with table.open("rb") as file:
+            if file.readline(100).split() != [",".join(COLUMNS).encode()]:
+                raise SkipformError(
+                    f"{table}: the table of regions would replace it; give another --out, or move it away"
+                )
+
+
 def _table(polygons: list[np.ndarray], areas: np.ndarray, labels: np.ndarray) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["region", "piece", "area", "corners"])
+    table.writerow(COLUMNS)
     for region, (polygon, area, piece) in enumerate(zip(polygons, areas, labels, strict=True)):
         corners = " ".join(f"{s:.17g},{t:.17g}" for s, t in polygon)
         table.writerow([region, piece, f"{area:.17g}", corners])

@@ -5,7 +5,9 @@ DVC says which stages there are and which are out of date, and runs each of them
 """
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +20,8 @@ import psutil
 import yaml
 
 from skipform.errors import SkipformError
-from skipform.files import write_json
+from skipform.files import write_json, write_text
+from skipform.recovery import recover
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
 Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
@@ -33,6 +36,9 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
     """
     if not Path("dvc.yaml").is_file():
         raise SkipformError("no dvc.yaml in this folder; run it in the top folder of the project")
+    if shutil.which("dvc") is None:
+        raise SkipformError("no program dvc on the PATH; accepted: `make repro`, or an active environment that has dvc")
+    _recover()
     with ThreadPoolExecutor() as pool:
         changed = pool.submit(_ask, "status", "--json")
         graph = stages(_ask("dag", "--dot"))
@@ -68,7 +74,7 @@ def default_jobs() -> int:
 
 def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
     """Run the stages `left`, each after those that it depends on; the exit status of the first that fails."""
-    seconds = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
+    seconds = _seconds()
     waiting, start, failed = [name for name in graph if name in left], time.monotonic(), 0
     running: dict[Future[Outcome], str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -90,6 +96,8 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
                     print(outcome.output, end="", flush=True)
                     if outcome.status:
                         failed = failed or outcome.status
+                        if outcome.status < 0:
+                            continue
                         print(
                             f"skipform repro: stage {name} failed; correct it and run the same command again",
                             file=sys.stderr,
@@ -103,7 +111,17 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
             for process in psutil.Process().children(recursive=True):
                 process.terminate()
             raise
+        finally:
+            _recover()
+    if failed < 0:
+        print("skipform repro: dvc was killed; the same command goes on", file=sys.stderr)
     return failed
+
+
+def _recover() -> None:
+    """Put right what a killed dvc has left, and say so."""
+    for line in recover():
+        print(f"skipform repro: {line}", file=sys.stderr)
 
 
 class Outcome(NamedTuple):
@@ -121,7 +139,8 @@ def _reproduce(name: str, force: bool, alone: bool) -> Outcome:
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
     start, lines = time.monotonic(), []
     errors = None if alone else subprocess.STDOUT
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1) as dvc:
+    environment = _environment()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1, env=environment) as dvc:
         for line in dvc.stdout or ():
             lines.append(line)
             if alone:
@@ -133,10 +152,30 @@ def _reproduce(name: str, force: bool, alone: bool) -> Outcome:
 
 def _ask(*arguments: str) -> str:
     """What DVC prints to `dvc ARGUMENTS`."""
-    answer = subprocess.run(["dvc", "--wait-for-lock", *arguments], capture_output=True, text=True)
+    command = ["dvc", "--wait-for-lock", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if answer.returncode:
-        raise SkipformError(f"dvc {' '.join(arguments)}: {answer.stderr.strip().splitlines()[-1]}")
+        reason = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
+        raise SkipformError(f"dvc {' '.join(arguments)}: {reason[-1]}")
     return answer.stdout
+
+
+def _environment() -> dict[str, str]:
+    """The environment for dvc. Outside a git repository, such as in an archive, a setting must tell it that."""
+    here = Path.cwd()
+    if any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return dict(os.environ)
+    settings = Path("build/dvc/config")
+    write_text(settings, "[core]\n    no_scm = true\n")
+    return os.environ | {"DVC_SYSTEM_CONFIG_DIR": str(settings.parent.absolute())}
+
+
+def _seconds() -> dict[str, float]:
+    """What each stage took; nothing if that cannot be read."""
+    try:
+        return {name: float(value) for name, value in json.loads(SECONDS.read_text(encoding="utf-8")).items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _minutes(seconds: float) -> str:

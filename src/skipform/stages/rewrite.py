@@ -11,8 +11,9 @@ from tqdm import tqdm
 from skipform.compiler.check import AGREEMENT
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
-from skipform.errors import InternalError, SkipformError
+from skipform.errors import InternalError
 from skipform.files import whole
+from skipform.outputs import check_file
 from skipform.stages.models import from_factory, shape_of
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
@@ -35,8 +36,7 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         keep_add: Leave additions as they are (Proposition 1).
         seed: The seed of the random inputs.
     """
-    if out.suffix not in SUFFIXES:
-        raise SkipformError(f"--out {out}: unknown suffix {out.suffix!r}; accepted: {', '.join(SUFFIXES)}")
+    check_file(out, suffixes=SUFFIXES)
     generator = torch.Generator().manual_seed(seed)
     shapes = [shape_of(text) for text in input.split()]
     model = from_factory(factory, arguments).eval().double()

@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from skipform.files import write_json
+from skipform.outputs import check_file
 from skipform.theory.check import Check
 from skipform.theory.keras_layers import constructors
 from skipform.theory.statements import STATEMENTS, Statement
@@ -21,6 +22,8 @@ def main(*, out: Path | None = None, all: bool = False, instances: int = 20, see
         instances: random instances of each statement, where there is a choice.
         seed: the seed of the random instances.
     """
+    if out is not None:
+        check_file(out, suffixes=[".json"])
     print(f"{'item':<14}{'statement':<52}{'instances':>10}{'max error':>11}  {'exact':<6}{'proved':<7}")
     rows = []
     for number, statement in enumerate(tqdm(STATEMENTS, desc="verify", leave=False, disable=None)):

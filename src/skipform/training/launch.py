@@ -12,7 +12,6 @@ import json
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -29,6 +28,7 @@ import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
+from skipform import outputs
 from skipform.errors import SkipformError
 from skipform.files import fingerprint, write_json
 from skipform.runs import finished
@@ -209,6 +209,7 @@ def run_grid(
     default one per core; 1 means this process. `slurm`: parameters of the submitit executor (slurm_partition, ...).
     """
     paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
+    outputs.mark(folder, [*(path.name for path in paths), "submitit/"])
     missing = {path: cell for path, cell in zip(paths, cells, strict=True) if not path.is_file()}
     done = len(cells) - len(missing)
     with tqdm(total=len(cells), initial=done, desc=title, unit="cell", disable=None) as bar:
@@ -267,6 +268,7 @@ def over_runs(
     The rows of every call are stored in OUT.partial, under a digest of the runs, the measuring sources and `source`,
     until the block that writes `out` has ended.
     """
+    outputs.check_file(out, suffixes=[".json"])
     runs = [run.of_task("classify") for run in finished(folder)]
     if not runs:
         raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` writes them")
@@ -280,16 +282,15 @@ def over_runs(
         Path(__file__),
         source,
     }
-    partial = Path(f"{out}.partial")
-    results = run_grid(
-        function,
-        [{"run": str(run.folder), "when": when, **options} for run in runs for when in ("initial", "final")],
-        partial,
-        digest=fingerprint(trained, sources),
-        title=f"measure {Path(folder).name}",
-        executor=executor,
-        workers=workers,
-        slurm=slurm,
-    )
-    yield [row for rows in results for row in rows]
-    shutil.rmtree(partial)
+    with outputs.work_folder(out, command=source.stem) as partial:
+        results = run_grid(
+            function,
+            [{"run": str(run.folder), "when": when, **options} for run in runs for when in ("initial", "final")],
+            partial,
+            digest=fingerprint(trained, sources),
+            title=f"measure {Path(folder).name}",
+            executor=executor,
+            workers=workers,
+            slurm=slurm,
+        )
+        yield [row for rows in results for row in rows]

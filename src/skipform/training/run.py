@@ -42,6 +42,7 @@ from skipform.tasks import Task
 from skipform.training.journal import Journal, mixed
 
 FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
+UNFINISHED_FILES = ("begun.json", "last.ckpt")  # beside them, until they are all there
 
 
 def train(

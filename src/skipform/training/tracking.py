@@ -2,12 +2,17 @@
 
 import netrc
 import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
 from skipform.errors import SkipformError
+from skipform.files import temporary_folder
 
 
 def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
@@ -21,6 +26,7 @@ def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
         mode = "online" if has_key() else "offline"
     if mode == "disabled":
         return None
+    import_wandb()
     import wandb
 
     if mode not in ("online", "offline", "shared"):
@@ -39,6 +45,24 @@ def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
         ),
     )
     return WandbLogger(experiment=started)
+
+
+def import_wandb() -> None:
+    """Import W&B, so that none of its temporary folders outlives this process for good.
+
+    It makes them when it is imported, and removes them when Python exits, which neither a worker nor a killed process
+    does. Here they are inside one folder, which a worker removes at its end, and otherwise the next process.
+    """
+    if "wandb" in sys.modules:
+        return
+    stack, usual = ExitStack(), tempfile.gettempdir()
+    folder = stack.enter_context(temporary_folder(Path(usual, f"wandb-{os.getuid()}")))
+    Finalize(None, stack.close, exitpriority=0)
+    tempfile.tempdir = str(folder)
+    try:
+        import wandb  # noqa: F401
+    finally:
+        tempfile.tempdir = usual
 
 
 def has_key() -> bool:
