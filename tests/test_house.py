@@ -28,7 +28,7 @@ ARROWS = {
     "tasks": {"nets"},  # only to rebuild the net of a checkpoint
     "files": set(),
     "sources": set(),
-    "runs": {"tasks", "data", "nets"},
+    "runs": {"tasks", "data", "nets", "files"},
     "training": {"runs", "tasks", "data", "nets", "files", "sources"},
     "stages": {"training", "runs", "tasks", "data", "nets", "measure", "compiler", "theory", "files", "sources"},
 }

@@ -1,6 +1,5 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from skipform.measure.line import line_of
 from skipform.measure.program import Program
 from skipform.measure.rank import finite, ranks
 from skipform.nets import features
-from skipform.runs import Run
+from skipform.runs import Run, read_summary
 from skipform.training import launch
 
 
@@ -49,10 +48,11 @@ def main(
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"slices": slices, "batch": batch}
+    trained = read_summary(folder) if metrics else {}
     with launch.over_runs(measure, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics:
-            write_json(metrics, summary(json.loads(Path(folder, "summary.json").read_text()), rows))
+            write_json(metrics, summary(trained, rows))
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

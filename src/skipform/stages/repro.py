@@ -1,6 +1,5 @@
 """`skipform repro`: `dvc repro` which prints, before each stage, its number and the time left."""
 
-import json
 import re
 import subprocess
 import sys
@@ -8,10 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from skipform.errors import SkipformError
-from skipform.files import write_json
+from skipform.files import read_json, read_yaml, write_json
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
 
@@ -24,8 +21,8 @@ def main(*, force: bool = False) -> int:
     """
     if not Path("dvc.yaml").is_file():
         raise SkipformError("no dvc.yaml in this folder; run it in the top folder of the project")
-    names = stage_names(yaml.safe_load(Path("dvc.yaml").read_text()))
-    seconds = json.loads(SECONDS.read_text()) if SECONDS.is_file() else {}
+    names = stage_names(read_yaml("dvc.yaml"))
+    seconds = _seconds()
     command = ["dvc", "repro", *(["--force"] if force else [])]
     left, running, since, start = set(names), "", 0.0, time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1) as dvc:
@@ -48,6 +45,16 @@ def main(*, force: bool = False) -> int:
             f"skipform repro: stage {running or '?'} failed; correct it and run the same command again", file=sys.stderr
         )
     return dvc.returncode
+
+
+def _seconds() -> dict[str, float]:
+    """Stage -> seconds when it last ran here. They only say how much time is left: a damaged file counts as none."""
+    try:
+        seconds = read_json(SECONDS)
+    except SkipformError:
+        return {}
+    numbers = isinstance(seconds, dict) and all(type(value) in (int, float) for value in seconds.values())
+    return seconds if numbers else {}
 
 
 def stage_names(pipeline: dict[str, Any]) -> list[str]:

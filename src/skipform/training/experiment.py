@@ -22,11 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from skipform import data, nets, tasks
 from skipform.arguments import arguments, check_keys, complete, typed
 from skipform.errors import SkipformError
+from skipform.files import read_yaml
+from skipform.runs import LABEL
 from skipform.training.run import trainer
 
 Block = dict[str, Any]
@@ -102,7 +102,7 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
             f"{where}: variants: accepted is one or more `label: {{name: NAME, ...}}`, got {variants!r}"
         )
     for label in variants:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", str(label)):
+        if not re.fullmatch(LABEL, str(label)):
             raise SkipformError(
                 f"{where}: variants: label {label!r}; accepted: letters, digits and _ . + - (it names a folder)"
             )
@@ -177,26 +177,8 @@ def accepted() -> dict[str, dict[str, Any]]:
     return types
 
 
-class ExperimentLoader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-ExperimentLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
 def _load(path: Path) -> Block:
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), ExperimentLoader) or {}
-    except yaml.YAMLError as error:
-        raise SkipformError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(path) or {}
     if not isinstance(loaded, dict):
         raise SkipformError(f"{path}: accepted is `key: value` lines, got {loaded!r}")
     return loaded
