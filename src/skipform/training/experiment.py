@@ -86,7 +86,8 @@ _TOP = {"threads": int, "wandb": Literal["auto", "online", "offline", "disabled"
 
 def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
     kind, data_given = _named("data", given.get("data", {}), data.sets(), where)
-    task, task_given = _named("task", {"name": "classify"} | given.get("task", {}), tasks.names(), where)
+    check_keys(task_given := given.get("task", {}), task_given, f"{where}: task")
+    task, task_given = _named("task", {"name": "classify"} | task_given, tasks.names(), where)
     data_class, task_class = data.kind(kind), tasks.kind(task)
     if task_class.TARGETS != data_class.TARGETS:
         fit = [known for known in tasks.names() if tasks.kind(known).TARGETS == data_class.TARGETS]
@@ -129,7 +130,7 @@ def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tup
     check_keys(block, block, f"{where}: {section}")
     if "name" not in block:
         raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
-    if block["name"] not in accepted:
+    if not isinstance(block["name"], str) or block["name"] not in accepted:
         raise SkipformError(f"{where}: {section}.name: unknown {block['name']!r}; accepted: {', '.join(accepted)}")
     return block["name"], {key: value for key, value in block.items() if key != "name"}
 
