@@ -80,9 +80,9 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
-        raise SkipformError(f"{path}: not JSON that is accepted: nested too deeply") from None
+        raise SkipformError(f"{path}: not JSON: nested too deeply") from None
     except ValueError as error:
-        raise SkipformError(f"{path}: not JSON that is accepted: {error}") from None
+        raise SkipformError(f"{path}: not JSON: {error}") from None
 
 
 def _finite(text: str) -> float:
@@ -110,7 +110,7 @@ def read_yaml(path: str | Path) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: 2026-99-99 is no date
-        raise SkipformError(f"{path}: not YAML that is accepted: {' '.join(str(error).split())}") from None
+        raise SkipformError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
 class _Loader(yaml.SafeLoader):
