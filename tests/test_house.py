@@ -30,7 +30,7 @@ ARROWS = {
     "outputs": {"files"},
     "recovery": {"files"},
     "sources": set(),
-    "runs": {"tasks", "data", "nets"},
+    "runs": {"tasks", "data", "nets", "files"},
     "training": {"runs", "tasks", "data", "nets", "files", "outputs", "sources"},
     "stages": {
         "training",

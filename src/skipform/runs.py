@@ -1,68 +1,137 @@
 """A finished training run, read back from its folder. What the files hold is stated in training/run.py."""
 
 import csv
-import json
+import math
 import os
+import re
+import statistics
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from skipform import nets
-from skipform.errors import SkipformError
+from skipform.arguments import complete
+from skipform.errors import SkipformError, first_line
+from skipform.files import checksum, fields, read_json, read_text, read_yaml
 
 if TYPE_CHECKING:
     from skipform.tasks import Task
 
+FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
+LABEL = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"  # of a variant or a scale: it names a folder or a file
+
+Block = dict[str, Any]
+# What the files of a run hold at least, besides the scores.
+CONFIG = {"scale": str, "variant": str, "seed": int, "net": Block, "data": Block, "task": Block, "optimizer": Block}
+METRICS = {"epochs": int, "steps": int, "parameters": int, "shown": tuple[str, str], "higher": bool}
+PROVENANCE = {
+    "fingerprint": str,
+    "command": str,
+    "commit": str | None,
+    "versions": dict[str, str],
+    "hardware": Block,
+    "training_seconds": float,
+}
+
 
 @dataclass(frozen=True)
 class Run:
-    """The run that `skipform fit` has written to `folder`. A file is read when it is first needed, and only once."""
+    """The run that `skipform fit` has written to `folder`. A file is read when it is first needed, and only once.
+
+    Everything read raises SkipformError if the run is not finished, or if a file has been changed since: one line that
+    names the file. A run of an earlier version has no checksums; its files are checked for what they hold.
+    """
 
     folder: Path
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """Everything that is needed to do the run again: variant, seed, net, data, task, optimizer, trainer."""
-        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))
+        config = fields(read_yaml(path := self._intact("config.yaml")), CONFIG, path)
+        for key in ("scale", "variant"):
+            if not re.fullmatch(LABEL, config[key]):
+                raise SkipformError(f"{path}: {key}: {config[key]!r}; accepted: letters, digits and _ . + -")
+        for key in ("net", "data", "task"):
+            fields(config[key], {"name": str}, f"{path}: {key}")
+        return config
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The scores after the last epoch, and the numbers of epochs, steps and parameters."""
-        return json.loads((self.folder / "metrics.json").read_text())
+        metrics = fields(read_json(path := self._intact("metrics.json")), METRICS, path)
+        score = f"test_{metrics['shown'][0]}"
+        return fields(metrics, {key: float for key in metrics if key.startswith(SCORES)} | {score: float}, path)
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
         """One row per epoch: "epoch", and the loss and the scores of every split."""
-        with (self.folder / "history.csv").open(newline="") as file:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        text = read_text(path := self._intact("history.csv"))
+        try:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+        except (ValueError, TypeError, csv.Error):  # TypeError: a row of more or fewer values than the head
+            rows = []
+        if not rows or not all(math.isfinite(value) for row in rows for value in row.values()):
+            raise SkipformError(f"{path}: not one row of finite numbers per epoch")
+        return rows
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Commit, command, versions, hardware, times."""
-        return json.loads((self.folder / "provenance.json").read_text())
+        """Commit, command, versions, hardware, times, and the checksums of the other files."""
+        path = self.folder / "provenance.json"
+        if not path.is_file():
+            raise SkipformError(f"{self.folder}: no finished run (provenance.json) in it; `skipform fit` leaves one")
+        provenance = fields(read_json(path), PROVENANCE, path)
+        return fields(provenance, {"sha256": dict[str, str]}, path) if "sha256" in provenance else provenance
+
+    def check(self) -> None:
+        """Raises SkipformError if a file is missing, or differs from its checksum."""
+        for name in FILES:
+            self._intact(name)
+
+    def _intact(self, name: str) -> Path:
+        """The path of a file whose content is that of its checksum, where the run has one."""
+        path, known = self.folder / name, self.provenance.get("sha256", {})
+        if name in known and checksum(path) != known[name]:
+            raise SkipformError(f"{path}: changed since the end of its run (its checksum is in provenance.json)")
+        return path
 
     def net(self, moment: Literal["initial", "final"] = "final") -> nn.Module:
         """A new copy of the net before or after training, in evaluation mode."""
-        net = nets.build(**self.config["net"])
-        load_model(net, self.folder / f"{moment}.safetensors")
+        net, path = nets.build(**self.config["net"]), self._intact(f"{moment}.safetensors")
+        try:
+            load_model(net, path)
+        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: the weights of another net
+            raise SkipformError(f"{path}: not the weights of its net: {first_line(error)}") from None
+        for name, weights in net.state_dict().items():
+            if not torch.isfinite(weights).all():
+                raise SkipformError(f"{path}: {name} has an entry that is NaN or infinite; accepted: finite weights")
         return net.eval()
 
     def task(self) -> "Task":
         """The task of the final net, in evaluation mode."""
         from skipform import tasks
 
-        return tasks.build(net=self.net(), optimizer=self.config["optimizer"], **self.config["task"]).eval()
+        where = f"{self.folder / 'config.yaml'}: "
+        kind = tasks.kind(name := self.config["task"]["name"])
+        options = {key: value for key, value in self.config["task"].items() if key != "name"}
+        options = complete(kind, options, f"{where}task", skip={"net", "optimizer"})
+        optimizer = complete(tasks.Optimizer, self.config["optimizer"], f"{where}optimizer")
+        return tasks.build(name, self.net(), optimizer, **options).eval()
 
     def data(self, root: str | None = None) -> Any:
         """The data set, its files checked and read; nothing is fetched. `root`: its folder, by default `data_root`."""
         from skipform import data
 
-        module = data.build(0, **self.config["data"] | {"root": root or data_root(), "download": False})
+        kind = data.kind(self.config["data"]["name"])
+        where = f"{self.folder / 'config.yaml'}: data"
+        block = complete(kind, self.config["data"], where, skip={"seed"} | data.LOCAL)
+        module = data.build(0, **block, root=root or data_root(), download=False)
         module.prepare_data()
         module.setup()
         return module
@@ -86,3 +155,36 @@ def data_root() -> str:
 def finished(folder: str | Path) -> list[Run]:
     """The finished runs of an experiment's folder, FOLDER/VARIANT/seedK, in alphabetical order."""
     return [Run(path.parent) for path in sorted(Path(folder).glob("*/seed*/provenance.json"))]
+
+
+SCORES = ("train_", "validation_", "test_")  # what the names of scores begin with
+
+
+def summary_of(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The middle (median), the lowest and the highest of every number in the metrics of the runs, one run per seed."""
+    keys = [key for key in runs[0] if key.startswith(SCORES)]
+    values = {key: [metrics[key] for metrics in runs] for key in keys}
+    return {
+        "seeds": seeds,
+        "parameters": runs[0]["parameters"],
+        **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
+        **{key: {"middle": statistics.median(v), "low": min(v), "high": max(v)} for key, v in values.items()},
+    }
+
+
+def read_summary(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Variant -> `summary_of` its runs, as it stands in FOLDER/summary.json.
+
+    Raises:
+        SkipformError: there is none, or it is not the summary of the runs in the folder; one line that names the file.
+    """
+    path = Path(folder, "summary.json")
+    summary = read_json(path)
+    if not isinstance(summary, dict) or not summary or not all(re.fullmatch(LABEL, variant) for variant in summary):
+        raise SkipformError(f"{path}: accepted is {{variant: summary, ...}}, as `skipform fit` writes it")
+    for variant, trained in summary.items():
+        seeds = fields(trained, {"seeds": tuple[int, ...]}, f"{path}: {variant}")["seeds"]
+        runs = [Run(path.parent / variant / f"seed{seed}").metrics for seed in seeds]
+        if not runs or any(run.keys() != runs[0].keys() for run in runs) or trained != summary_of(seeds, runs):
+            raise SkipformError(f"{path}: {variant}: not the summary of its runs' metrics.json")
+    return summary

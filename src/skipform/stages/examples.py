@@ -13,7 +13,7 @@ from skipform import outputs
 from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.nets import attention, fpn
-from skipform.runs import Run
+from skipform.runs import Run, finished
 
 
 def main(runs: str, *, out: str, count: int = 4) -> None:
@@ -44,16 +44,17 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
 
 def write(folder: Path, out: Path, count: int) -> None:
     """Write the file of one net; see `main`."""
-    variants = sorted(path for path in folder.glob("*") if path.is_dir())
+    first: dict[str, Run] = {}  # variant -> its run of the lowest seed
+    for run in sorted(finished(folder), key=lambda run: (run.config["variant"], run.config["seed"])):
+        first.setdefault(run.config["variant"], run)
     tensors: dict[str, Tensor] = {}
     texts: dict[str, list[str]] = {}
-    for variant in variants:
-        run = min(variant.glob("seed*"), key=lambda path: int(path.name.removeprefix("seed")))
-        for name, value in examples_of(Run(run), count).items():
+    for variant, run in first.items():
+        for name, value in examples_of(run, count).items():
             if isinstance(value, list):
-                texts[f"{variant.name}/{name}"] = value
+                texts[f"{variant}/{name}"] = value
             else:
-                tensors[f"{variant.name}/{name}"] = value.contiguous()
+                tensors[f"{variant}/{name}"] = value.contiguous()
     with whole(out) as temporary:
         # a single entry, because safetensors writes several entries in no fixed order
         save_file(tensors, temporary, {"texts": json.dumps(texts, ensure_ascii=False)})

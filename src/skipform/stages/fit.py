@@ -11,7 +11,6 @@ place of an older one. A DIR that holds anything that this command did not write
 
 import argparse
 import shlex
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import write_json
+from skipform.files import fields, read_yaml, write_json
 from skipform.stages.cli import not_understood
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
@@ -102,7 +101,6 @@ def _experiment_file(argv: list[str]) -> Path:
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The options of this stage, the values given for keys of the experiment file, and `root` and `download` of the
     data."""
-    import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
     from skipform.runs import data_root
@@ -121,8 +119,7 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         given = parser.parse_args(argv, defaults=False).as_dict()
     except ArgumentError as error:
         raise not_understood(error, parser) from None
-    params = Path("params.yaml")
-    shared = yaml.safe_load(params.read_text(encoding="utf-8")) if params.is_file() else {}
+    shared = _shared(Path("params.yaml"))
     default = {
         "scale": shared.get("scale", "embedded"),
         "seeds": shared.get("seeds", [0]),
@@ -136,6 +133,14 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     data = given.get("data", {})
     storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
     return options, given, storage
+
+
+def _shared(params: Path) -> dict[str, Any]:
+    """What a params.yaml says for all experiments: scale and seeds; nothing where there is no such file."""
+    if not params.is_file():
+        return {}
+    shared = fields(read_yaml(params), {}, params)
+    return fields(shared, {key: hint for key, hint in (("scale", str), ("seeds", list)) if key in shared}, params)
 
 
 def _add_own_options(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +178,7 @@ def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int
 
 def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
     """Train every variant with every seed, report its score and return the summary."""
+    from skipform.runs import summary_of
     from skipform.training.journal import label_of
 
     summary = {}
@@ -181,7 +187,7 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         for seed in seeds:
             bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
             done.append(run(label, seed, bar))
-        summary[label] = _summary(seeds, done)
+        summary[label] = summary_of(seeds, done)
         name, unit = done[0]["shown"]
         score = summary[label][f"test_{name}"]
         if leads:
@@ -212,18 +218,6 @@ def _run(
     logger = partial(tracking.logger, experiment.wandb)
     folder = work / label / f"seed{seed}"
     return run.train(folder, config, command=command, bar=bar, storage=storage, open_logger=logger)
-
-
-def _summary(seeds: Seeds, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median ("middle"), minimum and maximum of every number in the metrics of the runs, one run per seed."""
-    keys = [key for key in runs[0] if key.startswith(("train_", "validation_", "test_"))]
-    values = {key: [metrics[key] for metrics in runs] for key in keys}
-    return {
-        "seeds": seeds,
-        "parameters": runs[0]["parameters"],
-        **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
-        **{key: {"middle": statistics.median(v), "low": min(v), "high": max(v)} for key, v in values.items()},
-    }
 
 
 def _bar(steps: int, leads: bool) -> "tqdm":

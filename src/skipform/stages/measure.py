@@ -1,6 +1,5 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from skipform.measure.program import Program
 from skipform.measure.rank import finite, ranks
 from skipform.nets import features
 from skipform.outputs import check_file
-from skipform.runs import Run
+from skipform.runs import Run, read_summary
 from skipform.training import launch
 
 
@@ -55,10 +54,11 @@ def main(
         if Path(metrics).absolute() == Path(out).absolute():
             raise SkipformError(f"--metrics {metrics}: the file of --out; accepted: another one")
     options = {"slices": slices, "batch": batch}
+    trained = read_summary(folder) if metrics is not None else {}
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics is not None:
-            write_json(metrics, summary(json.loads(Path(folder, "summary.json").read_text()), rows))
+            write_json(metrics, summary(trained, rows))
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Run the notebooks of analysis/: their results go to paper/generated/, the executed pages to build/notebooks/."""
 
 import asyncio
-import json
 import os
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import temporary_folder, write_json, write_text
+from skipform.files import read_json, read_text, temporary_folder, write_json, write_text
 
 
 class NotebookFailed(RuntimeError):
@@ -50,7 +49,7 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
-        css = Path(root, "analysis", "page.css").read_text(encoding="utf-8")
+        css = read_text(Path(root, "analysis", "page.css"))
         texts = {name: (writes(notebook) + "\n", _html(name, notebook, css)) for name, notebook in chosen.items()}
         made = sorted(file.name for file in new.iterdir())
         if only:
@@ -73,7 +72,7 @@ def read_all(folder: Path) -> dict[str, NotebookNode]:
     """The notebooks of a folder by name: every .py file in percent format; the id of a cell is its position."""
     notebooks = {}
     for path in sorted(folder.glob("*.py")):
-        if "# %%" not in (text := path.read_text(encoding="utf-8")):
+        if "# %%" not in (text := read_text(path)):
             continue
         notebook = jupytext.reads(text, fmt="py:percent")
         for place, cell in enumerate(notebook.cells):
@@ -86,7 +85,7 @@ def read_all(folder: Path) -> dict[str, NotebookNode]:
 def join_numbers(generated: Path, names: list[str]) -> None:
     """Write numbers.json: the numbers of each notebook under its name, for the paper and for `dvc metrics`."""
     parts = [file for name in names if (file := generated / f"{name}.json").is_file()]
-    write_json(generated / "numbers.json", {file.stem: json.loads(file.read_text()) for file in parts})
+    write_json(generated / "numbers.json", {file.stem: read_json(file) for file in parts})
 
 
 async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generated: Path, kernels: int) -> None:

@@ -2,13 +2,12 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 
 from skipform.errors import SkipformError
 from skipform.files import write_text
 from skipform.outputs import WORKING, check_file
-from skipform.runs import Run
+from skipform.runs import Run, read_summary
 
 
 def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
@@ -24,7 +23,7 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
     for summary in sorted(Path(runs).glob("*/summary.json")):
         if summary.parent.suffix in WORKING:
             continue
-        for variant, trained in json.loads(summary.read_text()).items():
+        for variant, trained in read_summary(summary.parent).items():
             finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
             config = finished[0].config
             origins = [run.provenance for run in finished]

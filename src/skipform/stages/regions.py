@@ -4,6 +4,7 @@ import csv
 import io
 import time
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _plane(example: Tensor, candidates: Tensor | None, points: Path | None, seed
     if points is not None:
         try:
             given = torch.from_numpy(np.load(points, allow_pickle=False)).double()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, EOFError, ValueError, TypeError, MemoryError, BadZipFile) as error:
             raise SkipformError(f"--points {points}: not a .npy file of numbers ({error})") from None
         if given.shape != (3, *example.shape):
             raise SkipformError(f"--points {points}: shape {tuple(given.shape)}; {(3, *example.shape)} is accepted")

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-import yaml
 
 from skipform.errors import SkipformError
-from skipform.files import write_json, write_text
+from skipform.files import fields, read_json, read_yaml, write_json, write_text
 from skipform.recovery import recover
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
@@ -67,9 +66,10 @@ def with_descendants(graph: Graph, names: Iterable[str]) -> set[str]:
 
 def default_jobs() -> int:
     """2 where the scale of params.yaml trains on the CPU; an accelerator is one stage's alone."""
-    scale = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["scale"]
-    settings = yaml.safe_load(Path(f"experiments/scale/{scale}.yaml").read_text(encoding="utf-8"))
-    return 2 if settings.get("trainer", {}).get("accelerator") == "cpu" else 1
+    scale = fields(read_yaml("params.yaml"), {"scale": str}, "params.yaml")["scale"]
+    file = f"experiments/scale/{scale}.yaml"
+    trainer = fields(read_yaml(file), {"trainer": dict}, file)["trainer"]
+    return 2 if trainer.get("accelerator") == "cpu" else 1
 
 
 def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
@@ -171,11 +171,13 @@ def _environment() -> dict[str, str]:
 
 
 def _seconds() -> dict[str, float]:
-    """What each stage took; nothing if that cannot be read."""
+    """Stage -> seconds when it last ran here. They only say how much time is left: a damaged file counts as none."""
     try:
-        return {name: float(value) for name, value in json.loads(SECONDS.read_text(encoding="utf-8")).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        seconds = read_json(SECONDS)
+    except SkipformError:
         return {}
+    numbers = isinstance(seconds, dict) and all(type(value) in (int, float) for value in seconds.values())
+    return seconds if numbers else {}
 
 
 def _minutes(seconds: float) -> str:

@@ -6,7 +6,10 @@ It is the perceptron of Definition 1 with a concatenation skip at every layer; L
 an affine map. z_k holds the input and the values of all ReLUs up to layer k, the newest first.
 """
 
+import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine, block_diagonal, fractions, hstack, identity, vstack
@@ -50,7 +53,7 @@ class CanonicalNetwork:
             ("input_shape", self.input_shape, self.in_features),
             ("output_shape", self.output_shape, self.out_features),
         ):
-            if shape is not None and int(np.prod(shape)) != features:
+            if shape is not None and math.prod(shape) != features:
                 raise SkipformError(f"CanonicalNetwork: {name} {shape} does not hold {features} coordinates")
 
     @property
@@ -170,42 +173,123 @@ class CanonicalNetwork:
             "input_shape": self.input_shape,
             "output_shape": self.output_shape,
         }
+        header["sha256"] = _digest(header, tensors)
         # One entry: safetensors writes several in an order that differs from process to process.
         save_file(tensors, path, metadata={FORMAT: json.dumps(header)})
 
     @staticmethod
     def load(path: str | Path) -> "CanonicalNetwork":
-        """Read what `save` wrote. Raises SkipformError if the file is missing, cut short or of another kind."""
+        """Read what `save` wrote; a file of an earlier version has no checksum, and is checked in all else.
+
+        Raises SkipformError if the file is missing, damaged or of another kind: one line that names file and part.
+        """
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}
-            text = metadata.get(FORMAT)
-            if metadata.get("format") == FORMAT:  # as it was written before the metadata was one entry
-                text = metadata["network"]
-            if text is None:
-                raise SkipformError(
-                    f"{path}: not a canonical network; a file written by CanonicalNetwork.save is accepted"
-                )
-            tensors = load_file(path)
+                if FORMAT not in metadata and metadata.get("format") != FORMAT:
+                    raise SkipformError(
+                        f"{path}: not a canonical network; a file written by CanonicalNetwork.save is accepted"
+                    )
+                # Under "network" it stood before the metadata was one entry.
+                header = _header(path, metadata.get(FORMAT, metadata.get("network", "")))
+                names = {f"{k}.{part}" for k in range(len(header["in_features"])) for part in PARTS}
+                if names != set(file.keys()):
+                    raise SkipformError(f"{path}: holds other arrays than the {len(names)} of its affine maps")
+                tensors = {name: file.get_tensor(name) for name in sorted(names)}
         except (OSError, SafetensorError) as error:
             raise SkipformError(f"{path}: cannot be read as a canonical network ({error})") from None
-        header = json.loads(text)
-
-        def numbers(values: np.ndarray) -> np.ndarray:
-            return fractions(values.tobytes().decode().split()) if header["exact"] else values
-
+        digest = header.pop("sha256", None)
+        if digest is not None and digest != _digest(header, tensors):
+            raise SkipformError(f"{path}: damaged, its content is not that of its checksum; write the file again")
         maps = [
-            Affine(
-                tensors[f"{k}.indptr"],
-                tensors[f"{k}.indices"],
-                numbers(tensors[f"{k}.data"]),
-                numbers(tensors[f"{k}.bias"]),
-                features,
+            _loaded(
+                f"{path}: affine map {k}", {part: tensors[f"{k}.{part}"] for part in PARTS}, features, header["exact"]
             )
             for k, features in enumerate(header["in_features"])
         ]
         shapes = [tuple(header[name]) if header[name] is not None else None for name in ("input_shape", "output_shape")]
-        return CanonicalNetwork(tuple(maps[:-1]), maps[-1], *shapes)
+        try:
+            return CanonicalNetwork(tuple(maps[:-1]), maps[-1], *shapes)
+        except SkipformError as error:
+            raise SkipformError(f"{path}: {error}") from None
+
+
+PARTS = ("indptr", "indices", "data", "bias")  # of an affine map in a file
+
+
+def _digest(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """The SHA-256 of what a file holds, the checksum itself aside."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].size} ".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()
+
+
+def _header(path: str | Path, text: str) -> dict[str, Any]:
+    """The header of a file, every entry of the kind that `save` writes. Raises SkipformError for any other."""
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise SkipformError(
+            f"{path}: its header is no JSON; a file written by CanonicalNetwork.save is accepted"
+        ) from None
+
+    def is_sizes(value: Any) -> bool:
+        return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
+
+    kinds = {
+        "exact": lambda value: isinstance(value, bool),
+        "in_features": lambda value: is_sizes(value) and len(value) > 0,
+        "input_shape": lambda value: value is None or is_sizes(value),
+        "output_shape": lambda value: value is None or is_sizes(value),
+        "sha256": lambda value: isinstance(value, str),
+    }
+    if not isinstance(header, dict) or header.keys() | {"sha256"} != kinds.keys():
+        raise SkipformError(f"{path}: its header has other entries than {', '.join(kinds)}")
+    for name, value in header.items():
+        if not kinds[name](value):
+            raise SkipformError(f"{path}: the entry {name} of its header is none that CanonicalNetwork.save writes")
+    return header
+
+
+def _loaded(where: str, arrays: dict[str, np.ndarray], in_features: int, exact: bool) -> Affine:
+    """The affine map of arrays that a file holds, after checking all that SciPy takes for granted."""
+    number = np.dtype(np.uint8 if exact else np.float64)
+    for name, array in arrays.items():
+        accepted = number if name in ("data", "bias") else np.dtype(np.int64)
+        if array.dtype != accepted or array.ndim != 1:
+            raise SkipformError(f"{where}: {name} has {array.dtype} {array.shape}; accepted: {accepted} (n,)")
+    indptr, indices = arrays["indptr"], arrays["indices"]
+    data, bias = (_rationals(f"{where}: {name}", arrays[name]) if exact else arrays[name] for name in ("data", "bias"))
+    if len(indptr) != len(bias) + 1 or indptr[0] != 0 or indptr[-1] != len(indices) or len(indices) != len(data):
+        raise SkipformError(
+            f"{where}: {len(bias)} rows and {len(data)} entries; indptr and indices are not those of such a matrix"
+        )
+    if (indptr[1:] < indptr[:-1]).any():
+        raise SkipformError(f"{where}: indptr decreases; accepted: where each row begins, in order")
+    if len(indices) and not 0 <= indices.min() <= indices.max() < in_features:
+        raise SkipformError(f"{where}: a column outside 0 to {in_features - 1}")
+    ascending = np.ones(len(indices), dtype=bool)
+    ascending[1:] = indices[1:] > indices[:-1]
+    ascending[indptr[:-1][indptr[:-1] < len(indices)]] = True  # the first entry of a row
+    if not ascending.all():
+        raise SkipformError(f"{where}: the columns of a row do not ascend")
+    if not exact and not (np.isfinite(data).all() and np.isfinite(bias).all()):
+        raise SkipformError(f"{where}: an entry is NaN or infinite; accepted: finite numbers")
+    return Affine(indptr, indices, data, bias, in_features)
+
+
+def _rationals(where: str, array: np.ndarray) -> np.ndarray:
+    """The Fractions whose texts stand in the bytes, separated by spaces. Raises SkipformError for any other text."""
+    texts = array.tobytes().split()
+    for text in texts:
+        if not re.fullmatch(rb"-?[0-9]+(/[0-9]*[1-9][0-9]*)?", text):
+            raise SkipformError(f"{where}: {text[:20]!r} is no rational number; accepted: -2/3")
+    try:
+        return fractions([text.decode() for text in texts])
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+        raise SkipformError(f"{where}: {error}") from None
 
 
 def _relu(values: np.ndarray) -> np.ndarray:

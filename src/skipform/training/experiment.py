@@ -22,11 +22,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from skipform import data, nets, tasks
 from skipform.arguments import arguments, check_keys, complete, typed
 from skipform.errors import SkipformError
+from skipform.files import read_yaml
+from skipform.runs import LABEL
 from skipform.training.run import build_trainer
 
 Block = dict[str, Any]
@@ -86,7 +86,8 @@ _TOP = {"threads": int, "wandb": Literal["auto", "online", "offline", "disabled"
 
 def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
     kind, data_given = _named("data", given.get("data", {}), data.sets(), where)
-    task, task_given = _named("task", {"name": "classify"} | given.get("task", {}), tasks.names(), where)
+    check_keys(task_given := given.get("task", {}), task_given, f"{where}: task")
+    task, task_given = _named("task", {"name": "classify"} | task_given, tasks.names(), where)
     data_class, task_class = data.kind(kind), tasks.kind(task)
     if task_class.TARGETS != data_class.TARGETS:
         fit = [known for known in tasks.names() if tasks.kind(known).TARGETS == data_class.TARGETS]
@@ -102,7 +103,7 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
             f"{where}: variants: accepted is one or more `label: {{name: NAME, ...}}`, got {variants!r}"
         )
     for label in variants:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", str(label)):
+        if not re.fullmatch(LABEL, str(label)):
             raise SkipformError(
                 f"{where}: variants: label {label!r}; accepted: letters, digits and _ . + - (it names a folder)"
             )
@@ -129,7 +130,7 @@ def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tup
     check_keys(block, block, f"{where}: {section}")
     if "name" not in block:
         raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
-    if block["name"] not in accepted:
+    if not isinstance(block["name"], str) or block["name"] not in accepted:
         raise SkipformError(f"{where}: {section}.name: unknown {block['name']!r}; accepted: {', '.join(accepted)}")
     return block["name"], {key: value for key, value in block.items() if key != "name"}
 
@@ -177,26 +178,8 @@ def accepted() -> dict[str, dict[str, Any]]:
     return types
 
 
-class ExperimentLoader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as in YAML 1.2, and a repeated key is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-ExperimentLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
 def _load(path: Path) -> Block:
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), ExperimentLoader) or {}
-    except yaml.YAMLError as error:
-        raise SkipformError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    loaded = read_yaml(path) or {}
     if not isinstance(loaded, dict):
         raise SkipformError(f"{path}: accepted is `key: value` lines, got {loaded!r}")
     return loaded

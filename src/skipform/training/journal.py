@@ -1,5 +1,10 @@
-"""The callback of a training run: it writes the run's history and checkpoint, and seeds every epoch."""
+"""The callback of a training run: it writes the run's history and checkpoint, and seeds every epoch.
 
+A checkpoint is a file of torch.save, followed by the SHA-256 of it and of the fingerprint of its run: torch itself
+does not notice an altered byte.
+"""
+
+import hashlib
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,8 +30,8 @@ class Journal(Checkpoint):
     as without one. Lightning calls a `Checkpoint` at the end of an epoch after the task, which logs its scores then.
     """
 
-    def __init__(self, checkpoint: Path, seed: int, bar: tqdm) -> None:
-        self.checkpoint, self.seed, self.bar = checkpoint, seed, bar
+    def __init__(self, checkpoint: Path, seed: int, bar: tqdm, fingerprint: str = "") -> None:
+        self.checkpoint, self.seed, self.bar, self.fingerprint = checkpoint, seed, bar, fingerprint
         self.rows: list[dict[str, float]] = []
         self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
 
@@ -63,7 +68,7 @@ class Journal(Checkpoint):
         name, unit = pl_module.MAIN_SCORE
         score = row.get(f"test_{name}")
         self.bar.set_postfix_str("" if score is None else f"test {label_of(name)} {score:.2f} {unit}", refresh=False)
-        save_checkpoint(trainer, self.checkpoint)
+        save_checkpoint(trainer, self.checkpoint, self.fingerprint)
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
         """The content of metrics.json: the scores of the last epoch, and the run that they belong to."""
@@ -102,10 +107,28 @@ def logged(row: dict[str, float]) -> dict[str, float]:
     return {f"{names[split]}/{name}": row[key] for key, (split, _, name) in parts.items()}
 
 
-def save_checkpoint(trainer: Trainer, path: Path) -> None:
-    """Write what a killed run is resumed from."""
+def save_checkpoint(trainer: Trainer, path: Path, fingerprint: str) -> None:
+    """Write what a killed run of this fingerprint is resumed from."""
     with whole(path) if trainer.is_global_zero else nullcontext(path) as temporary:
         trainer.save_checkpoint(temporary)  # all processes take part, the first one writes
+        if trainer.is_global_zero:
+            with temporary.open("r+b") as file:
+                content = file.read()
+                file.write(_digest(content, fingerprint))
+
+
+def is_intact(checkpoint: Path, fingerprint: str) -> bool:
+    """Whether a file is, byte for byte, a checkpoint that a run of this fingerprint has written."""
+    content = checkpoint.read_bytes()
+    size = len(content) - DIGEST
+    return size > 0 and content[size:] == _digest(content[:size], fingerprint)
+
+
+DIGEST = hashlib.sha256().digest_size
+
+
+def _digest(content: bytes, fingerprint: str) -> bytes:
+    return hashlib.sha256(fingerprint.encode() + content).digest()
 
 
 def label_of(name: str) -> str:

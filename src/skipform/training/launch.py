@@ -22,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
 
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import fingerprint, write_json
+from skipform.files import fields, fingerprint, read_json, write_json
 from skipform.runs import finished
 
 if TYPE_CHECKING:
@@ -136,6 +136,9 @@ class WorkerProgress:
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:
         pass
 
+    def write(self, text: str, file: TextIO) -> None:
+        print(text, file=file, flush=True)
+
 
 def _train_in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
     return train(label, seed, WorkerProgress(run))
@@ -210,13 +213,27 @@ def run_grid(
     """
     paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
     outputs.mark(folder, [*(path.name for path in paths), "submitit/"])
-    missing = {path: cell for path, cell in zip(paths, cells, strict=True) if not path.is_file()}
-    done = len(cells) - len(missing)
-    with tqdm(total=len(cells), initial=done, desc=title, unit="cell", disable=None) as bar:
+    results = {path: result for path in paths if (result := _stored(path)) is not None}
+    missing = {path: cell for path, cell in zip(paths, cells, strict=True) if path not in results}
+    with tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", disable=None) as bar:
         for path, result in _run_cells(function, missing, folder, executor, workers, slurm or {}):
-            write_json(path, result)
+            write_json(path, {"result": result, "sha256": _digest(result)})
+            results[path] = result
             bar.update()
-    return [json.loads(path.read_text()) for path in paths]
+    return [results[path] for path in paths]
+
+
+def _stored(path: Path) -> Any:
+    """The result of a cell that an earlier process has written; None if there is none, or it is damaged."""
+    try:
+        stored = fields(read_json(path), {"result": Any, "sha256": str}, path)
+    except SkipformError:
+        return None
+    return stored["result"] if stored["sha256"] == _digest(stored["result"]) else None
+
+
+def _digest(result: Any) -> str:
+    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
 
 
 def _run_cells(

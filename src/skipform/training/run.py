@@ -5,7 +5,8 @@ A run writes into its folder
     config.yaml           all that is needed to run it again, except where a machine keeps its data
     initial.safetensors   the net before training              final.safetensors   and after
     history.csv           per epoch and split: loss, scores    metrics.json        those of the last epoch
-    provenance.json       commit, versions, hardware, times    (the only file that differs between two runs)
+    provenance.json       commit, versions, hardware, times    (the only file that differs between two runs), and the
+                          checksums of all others
 
 The scores are those of the task. Scores of "train" are computed while training, from the batches of the epoch; the
 others after each epoch, in evaluation mode.
@@ -13,11 +14,11 @@ others after each epoch, in evaluation mode.
 
 import csv
 import io
-import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -25,7 +26,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -36,12 +36,12 @@ from tqdm import tqdm
 
 from skipform import data, nets, tasks
 from skipform.errors import SkipformError
-from skipform.files import fingerprint, versions, whole, write_json, write_text
+from skipform.files import checksum, fingerprint, read_json, versions, whole, write_json, write_text, write_yaml
+from skipform.runs import FILES, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
-from skipform.training.journal import Journal, mixed
+from skipform.training.journal import Journal, is_intact, mixed
 
-FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
 UNFINISHED_FILES = ("begun.json", "last.ckpt")  # beside them, until they are all there
 
 
@@ -61,12 +61,12 @@ def train(
     and `download` of the data module. Of several processes the first one decides and writes, the others compute.
     """
     digest, seed = fingerprint_of(config), config["seed"]
-    journal = Journal(folder / "last.ckpt", seed, bar)
+    journal = Journal(folder / "last.ckpt", seed, bar, digest)
     trainer = build_trainer(**config["trainer"], callback=journal)
     if trainer.world_size > 1:
         trainer.strategy.setup_environment()  # from here on the processes can communicate
     leads = trainer.is_global_zero
-    earlier = previous(folder, digest, journal.checkpoint) if leads else (None, None)
+    earlier = previous(folder, digest, journal.checkpoint, bar) if leads else (None, None)
     metrics, checkpoint = trainer.strategy.broadcast(earlier)
     if metrics:
         bar.total -= metrics["steps"]
@@ -95,18 +95,28 @@ def train(
     return metrics
 
 
-def previous(folder: Path, digest: str, checkpoint: Path) -> tuple[dict[str, Any] | None, Path | None]:
+def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[dict[str, Any] | None, Path | None]:
     """The metrics of a finished run of this fingerprint, or the checkpoint of an unfinished one.
 
-    If the folder holds neither, it is emptied and marked as this run's.
+    If the folder holds neither, it is emptied and marked as this run's. What is damaged is named in one line, and the
+    run begins again.
     """
-    finished, begun = folder / "provenance.json", folder / "begun.json"
-    if finished.is_file() and json.loads(finished.read_text())["fingerprint"] == digest:
-        return json.loads((folder / "metrics.json").read_text()), None
-    if not (begun.is_file() and json.loads(begun.read_text())["fingerprint"] == digest):
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(begun, {"fingerprint": digest})
-    return None, checkpoint if checkpoint.is_file() else None
+    earlier = Run(folder)
+    try:
+        if (folder / "provenance.json").is_file() and earlier.provenance["fingerprint"] == digest:
+            earlier.check()
+            return earlier.metrics, None
+        if (begun := folder / "begun.json").is_file() and read_json(begun) == {"fingerprint": digest}:
+            if not checkpoint.is_file():
+                return None, None
+            if is_intact(checkpoint, digest):
+                return None, checkpoint
+            raise SkipformError(f"{checkpoint}: damaged, or of another run")
+    except SkipformError as error:
+        bar.write(f"{error}; this run begins again", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    write_json(folder / "begun.json", {"fingerprint": digest})
+    return None, None
 
 
 def initial(config: dict[str, Any]) -> nn.Module:
@@ -128,10 +138,11 @@ def write_results(
 ) -> None:
     """Write the files of a finished run. Its provenance, with `origin` in it, comes last and marks it as finished."""
     save(net, folder / "final.safetensors")
-    write_text(folder / "config.yaml", yaml.safe_dump(_plain(config), sort_keys=False))
+    write_yaml(folder / "config.yaml", _plain(config))
     write_text(folder / "history.csv", _csv(journal.rows))
     write_json(folder / "metrics.json", metrics)
-    write_json(folder / "provenance.json", origin | _provenance(journal.seconds))
+    sums = {name: checksum(folder / name) for name in FILES if name != "provenance.json"}
+    write_json(folder / "provenance.json", origin | _provenance(journal.seconds) | {"sha256": sums})
 
 
 class NoProfiler(PassThroughProfiler):
