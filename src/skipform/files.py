@@ -5,6 +5,7 @@ A file is written under a temporary name in its folder, flushed to the disk, and
 
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -43,8 +44,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` to `path` as indented JSON, whole or not at all; a number that is NaN or infinite is null."""
+    write_text(path, json.dumps(_defined(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _defined(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _defined(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # The packages whose version may change a number.

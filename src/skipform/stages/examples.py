@@ -9,13 +9,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from skipform.arguments import Count
 from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.nets import attention, fpn
 from skipform.runs import Run
 
 
-def main(runs: str, *, out: str, count: int = 4) -> None:
+def main(runs: str, *, out: str, count: Count = 4) -> None:
     """Show `count` test inputs to every variant of every net in RUNS (of its seeds the first).
 
     OUT/NET.safetensors holds "VARIANT/NAME" -> what the task's `examples` calls NAME: inputs, targets, predictions, a
@@ -28,8 +29,6 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
         out: The folder to write into.
         count: How many examples.
     """
-    if count < 1:
-        raise SkipformError(f"--count {count}; accepted: 1 or more")
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
     if not nets:
         raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` leaves them")

@@ -10,6 +10,7 @@ DIR.partial, where a killed training is resumed when the same command is given a
 
 import argparse
 import fcntl
+import math
 import os
 import shlex
 import shutil
@@ -20,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skipform.errors import SkipformError
+from skipform.arguments import Seed, typed
+from skipform.errors import SkipformError, shown
 from skipform.files import write_json
 from skipform.stages.cli import not_understood
 
@@ -125,9 +127,9 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         "workers": None,
     }
     options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
-    seeds = options["seeds"]
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise SkipformError(f"seeds: {seeds!r}; accepted: one or more different whole numbers from 0 on")
+    seeds = options["seeds"] = typed(options["seeds"], list[Seed], "seeds")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SkipformError(f"seeds: {shown(seeds)}; accepted: one or more different whole numbers from 0 on")
     data = given.get("data", {})
     storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
     return options, given, storage
@@ -181,8 +183,13 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         score = summary[label][f"test_{name}"]
         if leads:
             bar.write(
-                f"{experiment.name:18} {label:18} test {label_of(name)} {score['middle']:6.2f} {unit}"
-                f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
+                f"{experiment.name:18} {label:18} test {label_of(name)} "
+                + (
+                    "{middle:6.2f} {0}   ({low:.2f} to {high:.2f}, ".format(unit, **score)
+                    if score["middle"] is not None
+                    else "undefined   ("
+                )
+                + f"{len(seeds)} seeds)"
             )
     return summary
 
@@ -217,8 +224,15 @@ def _summary(seeds: Seeds, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": seeds,
         "parameters": runs[0]["parameters"],
         **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
-        **{key: {"middle": statistics.median(v), "low": min(v), "high": max(v)} for key, v in values.items()},
+        **{key: _spread(numbers) for key, numbers in values.items()},
     }
+
+
+def _spread(numbers: list[float | None]) -> dict[str, float | None]:
+    """Median, least and greatest; null where one of the numbers is undefined."""
+    if not all(number is not None and math.isfinite(number) for number in numbers):
+        return dict.fromkeys(("middle", "low", "high"))
+    return {"middle": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}  # type: ignore[type-var]
 
 
 def _bar(steps: int, leads: bool) -> "tqdm":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from skipform.arguments import Count
 from skipform.compiler.emit import UnsupportedOperation
 from skipform.files import write_json
 from skipform.measure import functional_dimension
@@ -24,10 +25,10 @@ def main(
     *,
     out: str,
     metrics: str | None = None,
-    slices: int = 3,
-    batch: int = 16,
+    slices: Count = 3,
+    batch: Count = 16,
     executor: Literal["local", "submitit"] = "local",
-    workers: int | None = None,
+    workers: Count | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.

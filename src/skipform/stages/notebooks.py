@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode, writes
 from tqdm import tqdm
 
+from skipform.arguments import Count
 from skipform.errors import SkipformError
 from skipform.files import write_json, write_text
 
@@ -24,7 +25,17 @@ class NotebookFailed(RuntimeError):
     """A notebook stopped: one line naming the notebook, the cell and the error."""
 
 
-def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") -> int:
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that leaves Ctrl-C and SIGTERM as they are: nbclient would end its kernel and wait for ever."""
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        raise RuntimeError  # which nbclient expects
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        return False
+
+
+def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") -> int:
     """Execute the percent-format notebooks of `root`/analysis.
 
     Figures, tables and numbers go to `root`/paper/generated, each notebook to `root`/build/notebooks as .ipynb and as
@@ -43,7 +54,8 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
     generated.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=generated.parent, prefix=".generated.") as temporary:
         try:
-            asyncio.run(_execute_all(chosen, Path(root) / "analysis", Path(temporary), kernels))
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(_execute_all(chosen, Path(root) / "analysis", Path(temporary), kernels))
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
