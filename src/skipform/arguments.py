@@ -51,8 +51,8 @@ Doublings = Annotated[int, Range(1, 16)]  # each of them makes a net twice as wi
 Share = Annotated[float, Range(0, 1)]  # a probability, or a part of a whole
 PartialShare = Annotated[float, Range(0, below=1)]
 PositiveShare = Annotated[float, Range(above=0, most=1)]
-Factor = Annotated[float, Range(above=0, most=1e6)]
-NotNegative = Annotated[float, Range(0, 1e6)]
+Factor = Annotated[float, Range(above=0, most=10**6)]
+NotNegative = Annotated[float, Range(0, 10**6)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]  # as torch takes it
 Threads = Annotated[int, Range(0, 256)]  # 0 leaves the number to torch
 

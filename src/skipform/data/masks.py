@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from skipform.arguments import Count, NotNegative, Range, Seed, Size
+from skipform.arguments import Count, Range, Seed, Size
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.images import standardiser
 from skipform.data.module import DataModule
@@ -99,7 +99,7 @@ class Masks(DataModule):
         crop: Count | None = None,
         crops: Count = 1,
         symmetries: Literal[1, 2, 8] = 1,
-        elastic: NotNegative = 0.0,
+        elastic: Annotated[float, Range(0)] = 0.0,
         seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)

@@ -9,11 +9,11 @@ channel and 2 classes. A 572x572 tile gives the scores of its inner 388x388. ISB
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from skipform.arguments import Doublings, Share, Size
+from skipform.arguments import Range, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import MERGES, init_he
 
@@ -113,7 +113,7 @@ def build(
     num_classes: Size = 2,
     image_size: Size | None = None,
     width: Size = 64,
-    levels: Doublings = 4,
+    levels: Annotated[int, Range(0, 16)] = 4,
     padding: Literal["valid", "same"] = "valid",
     skip: Literal["concat", "add", "none"] = "concat",
     batch_norm: bool = False,

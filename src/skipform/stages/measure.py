@@ -10,6 +10,7 @@ from torch import nn
 
 from skipform.arguments import Count
 from skipform.compiler.emit import UnsupportedOperation
+from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure import functional_dimension
 from skipform.measure.line import line_of
@@ -95,6 +96,8 @@ def measure(run: str, when: Literal["initial", "final"], slices: int, batch: int
 
 def measured(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
     """One row a slice; see `main`."""
+    if 2 * slices > len(images):
+        raise SkipformError(f"--slices: {slices}; accepted: at most {len(images) // 2}, for {len(images)} test images")
     inner, rows = features(net), []
     try:
         program = Program.of(net, images[0])  # rewritten once for all slices
