@@ -81,8 +81,8 @@ class Journal(Checkpoint):
         step = self.steps + (int(steps[0]) + 1 if len(steps) else len(self.losses))
         raise SkipformError(
             f"{self.checkpoint.parent}: the training diverges: {wrong[0]} is {row[wrong[0]]}"
-            f" in epoch {int(row['epoch'])}, step {step}, with optimizer.lr {task.optimizer.lr:g}; accepted: what keeps the loss finite, such as a"
-            " smaller lr, a longer warmup or gradient_clip_val"
+            f" in epoch {int(row['epoch'])}, step {step}, with optimizer.lr {task.optimizer.lr:g};"
+            " accepted: what keeps the loss finite, such as a smaller lr, a longer warmup or gradient_clip_val"
         )
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
