@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ wandb: disabled
 
 MODELS = """
 import sys
+import time
 import torch
 from torch import nn
 
@@ -385,3 +387,26 @@ def test_a_signal_ends_a_command_with_one_line(sent, status, tmp_path):
         error = process.communicate()[1]
     assert process.returncode == status
     assert re.fullmatch(r"skipform list: (interrupted|terminated); run the same command again to go on\n", error)
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_running_notebooks_with_one_line_and_leaves_nothing(sent, status, tmp_path):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "slow.py").write_text(
+        "# %%\nimport time\nfrom pathlib import Path\nPath('began').touch()\ntime.sleep(600)\n"
+    )
+    code = (
+        "import signal, sys\n"
+        "from skipform.stages import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a parent under nohup or & ignores it
+        "sys.exit(cli.main(['notebooks']))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=-1, text=True, cwd=tmp_path) as process:
+        while not (tmp_path / "analysis" / "began").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, sent)
+        error = process.communicate()[1]
+    assert process.returncode == status
+    assert re.fullmatch(r"skipform notebooks: (interrupted|terminated); run the same command again to go on\n", error)
+    assert not list((tmp_path / "paper").iterdir())

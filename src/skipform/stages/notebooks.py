@@ -108,6 +108,7 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
             client = NotebookClient(
                 notebook,
                 timeout=None,
+                shutdown_kernel="immediate",  # a kernel that is asked to stop writes to our standard error
                 record_timing=False,  # a notebook must not tell one run from another
                 extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": str(folder)}},
@@ -119,6 +120,8 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
                 except CellExecutionError as error:
                     raise NotebookFailed(_one_line(name, notebook, f"{error.ename}: {error.evalue}")) from error
                 except DeadKernelError as error:
+                    if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                        raise asyncio.CancelledError from None  # nbclient takes being cancelled for a dead kernel
                     raise NotebookFailed(_one_line(name, notebook, "the kernel died")) from error
 
         await asyncio.gather(*(execute(name, notebook) for name, notebook in notebooks.items()))
