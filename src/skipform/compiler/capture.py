@@ -118,7 +118,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         output = program.graph.output_node()
         output.args = (tuple(output.args[0][len(signature.user_inputs_to_mutate) :]),)
     if not any(isinstance(result, fx.Node) for result in program.graph.output_node().args[0]):
-        raise SkipformError(f"{name}: forward returns no tensor; one that returns tensors is accepted")
+        raise SkipformError(f"{name}: forward returns no tensor; at least one is accepted")
     users = tuple(spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT)
     return Captured(program.graph, constants, users, program.call_spec.out_spec)
 
