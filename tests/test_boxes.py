@@ -13,7 +13,7 @@ from PIL import Image
 from small_sets import below, lay
 from torch import nn
 
-from skipform import nets
+from skipform import data, nets
 from skipform.data import boxes as room
 from skipform.data.boxes import Augmentation, BoxBatches, BoxEpochs, Boxes, Example
 from skipform.data.scenes import scenes
@@ -505,6 +505,6 @@ def test_annotations_with_too_few_images_are_altered(coco, tmp_path):
 def test_what_is_not_accepted_is_refused_by_name():
     for key, value in (("scenes", 7), ("workers", -1)):
         with pytest.raises(SkipformError, match=rf"data\.{key}: {value}; accepted: "):
-            Boxes("digit_boxes", **{key: value})
+            data.build(0, name="digit_boxes", **{key: value})
     with pytest.raises(SkipformError, match=r"data\.validation: true; accepted: false, only bccd"):
         Boxes("coco2017", validation=True)

@@ -286,7 +286,7 @@ def test_the_package_is_the_public_function():
     assert isinstance(digits, lightning.LightningDataModule)
     assert (digits.name, digits.limit, digits.seed) == ("digits", 20, 3)
     assert skipform.data is data
-    with pytest.raises(SkipformError, match=r"^data set 'digits': unknown argument 'crops'; accepted: name, root, "):
+    with pytest.raises(SkipformError, match=r"^data: unknown key 'crops' \(did you mean crop\?\); accepted: name, "):
         skipform.data("digits", crops=1)
 
 

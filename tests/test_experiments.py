@@ -73,7 +73,7 @@ WRONG = {  # what is wrong: (in the file, with what it is replaced, what the lin
     "a value that the net refuses": (
         "depth: 1",
         "depth: -1",
-        r"variants\.one: .*depth=-1 is not accepted; it takes 0, 1",
+        r"variants\.one\.depth: -1; accepted: 0 to 10000$",
     ),
     "what the data set states": ("depth: 1", "in_channels: 3", r"one\.in_channels: the data set states it \(1\)"),
     "no net": ("{name: mlp, depth: 1, width: 4}", "{depth: 1}", r"variants\.one: accepted is \{name: NAME"),

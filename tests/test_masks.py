@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from skipform import nets
+from skipform import data, nets
 from skipform.data import masks as module
 from skipform.data.epochs import Epochs
 from skipform.data.images import Images
@@ -225,13 +225,13 @@ def test_testing_sees_every_image_once_whole_and_in_order():
     [
         ({"crops": 0}, r"data.crops: 0; accepted: 1 or more"),
         ({"elastic": -1.0}, r"data.elastic: -1.0; accepted: 0 or more"),
-        ({"symmetries": 4}, r"data.symmetries: 4; accepted: 1, 2, 8"),
+        ({"symmetries": 4}, r"data.symmetries: 4 is not accepted; accepted: 1 \| 2 \| 8"),
         ({"crop": 65}, r"data.crop: 65; accepted: at most 64, the size of the images"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):
     with pytest.raises(SkipformError, match=message):
-        Masks(**{"name": "digit_masks", "scenes": 5} | arguments).setup()
+        data.build(0, **{"name": "digit_masks", "scenes": 5} | arguments).setup()
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_gates_and_products_have_no_piecewise_linear_form(name, arguments):
         ("densenet", {"depth": 41}, "it takes 3n+4 with n >= 1"),
         ("densenet", {"first": "7x7"}, "it takes 121, 169, 201, 161"),
         ("highway", {"depth": 20}, "it takes 19 or 32"),
-        ("mlp", {"depth": -1}, "it takes 0, 1, 2, ..."),
+        ("mlp", {"depth": -1}, "depth: -1; accepted: 0 to 10000"),
         ("projection_blocks", {"filters": [4, 8.5]}, "accepted: tuple[int, ...]"),
         ("activation_blocks", {"width": [4, 4, 4]}, "it takes one width, or one for each"),
         ("mlp", {"depth": {"name": "nowhere"}}, "unknown net 'nowhere'"),

@@ -199,9 +199,9 @@ def test_detections_need_no_targets_when_no_image_is_padded(tmp_path):
     ("call", "message"),
     [
         (lambda: skipform.task("clasify", mlp()), r"^unknown task 'clasify'; accepted: classify, detect"),
-        (lambda: skipform.task("classify", mlp(), classes=3), r"^task 'classify': unknown argument 'classes'"),
-        (lambda: skipform.task("segment", mlp()), r"^task 'segment': missing argument num_classes; accepted: "),
-        (lambda: skipform.task("classify", mlp(), {"rate": 1}), r"^optimizer: unknown argument 'rate'; accepted: name"),
+        (lambda: skipform.task("classify", mlp(), classes=3), r"^task: unknown key 'classes'"),
+        (lambda: skipform.task("segment", mlp()), r"^task\.num_classes: missing; accepted: int"),
+        (lambda: skipform.task("classify", mlp(), {"rate": 1}), r"^optimizer: unknown key 'rate'; accepted: name"),
     ],
 )
 def test_a_wrong_task_is_refused_in_one_line_that_names_what_is_accepted(call, message):

@@ -192,14 +192,14 @@ def test_the_shares_of_a_batch_are_the_batch(masked, world):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objective": "both"}, "unknown data.objective 'both'; accepted: causal, masked"),
+        ({"objective": "both"}, r"data.objective: 'both' is not accepted; accepted: 'causal' \| 'masked'"),
         ({"context": 3}, "data.context: 3; accepted: 4 or more"),
         ({"steps": 0}, "data.steps: 0; accepted: 1 or more"),
     ],
 )
 def test_what_is_not_accepted_is_named(arguments, message):
     with pytest.raises(SkipformError, match=f"^{message}$"):
-        Text(**{"name": "python_topics"} | arguments)
+        skipform.data.build(0, **{"name": "python_topics"} | arguments)
 
 
 def test_a_context_longer_than_the_text_is_refused(verse):

@@ -212,11 +212,11 @@ def test_download_fetches_only_what_is_not_right(root, home, monkeypatch):
 
 def test_what_is_not_accepted_is_refused_by_name():
     for arguments, message in (
-        ({"name": "multi30k", "source": "nl"}, r"unknown data\.source 'nl'; accepted: cs, de, en, fr"),
+        ({"name": "multi30k", "source": "nl"}, r"data\.source: 'nl' is not accepted; accepted: 'cs' \| 'de' \| 'en'"),
         ({"name": "multi30k", "vocab_size": 100}, r"data\.vocab_size: 100; accepted: 259 or more"),
     ):
         with pytest.raises(SkipformError, match=message):
-            Translation(**arguments)
+            data.build(0, **arguments)
 
 
 def test_the_sets_are_found_by_name():

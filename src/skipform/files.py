@@ -102,8 +102,17 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` to `path` as indented JSON, whole or not at all; a number that is NaN or infinite is null."""
+    write_text(path, json.dumps(defined(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def defined(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: defined(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [defined(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_yaml(path: str | Path, value: Any) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from skipform.tasks import Task
 
 FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
-LABEL = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"  # of a variant or a scale: it names a folder or a file
+LABEL = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"  # of a variant or a scale: it names a folder or a file
 
 Block = dict[str, Any]
 # What the files of a run hold at least, besides the scores.
@@ -168,8 +168,15 @@ def summary_of(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
         "seeds": seeds,
         "parameters": runs[0]["parameters"],
         **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
-        **{key: {"middle": statistics.median(v), "low": min(v), "high": max(v)} for key, v in values.items()},
+        **{key: _spread(numbers) for key, numbers in values.items()},
     }
+
+
+def _spread(numbers: list[float | None]) -> dict[str, float | None]:
+    """Median, minimum and maximum; null where one of the numbers is undefined."""
+    if not all(number is not None and math.isfinite(number) for number in numbers):
+        return dict.fromkeys(("middle", "low", "high"))
+    return {"middle": statistics.median(numbers), "low": min(numbers), "high": max(numbers)}  # type: ignore[type-var]
 
 
 def read_summary(folder: str | Path) -> dict[str, dict[str, Any]]:

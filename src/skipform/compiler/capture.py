@@ -1,7 +1,9 @@
 """Any eval-mode torch module as one graph of ATen operations, by torch.export, with the batch size left free."""
 
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +96,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
     try:
         parameters = inspect.signature(module.forward).parameters.values()
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        with torch.no_grad():
+        with torch.no_grad(), _no_tracebacks():
             program = torch.export.export(module, inputs, dynamic_shapes=(free,) if variadic else free, strict=False)
             if not _plain(program.graph):
                 program = program.run_decompositions(_unannounced_views(program.graph))
@@ -115,8 +117,21 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         # A ReLU in place on the input: the overwritten inputs come first in the output and are not part of the result.
         output = program.graph.output_node()
         output.args = (tuple(output.args[0][len(signature.user_inputs_to_mutate) :]),)
+    if not any(isinstance(result, fx.Node) for result in program.graph.output_node().args[0]):
+        raise SkipformError(f"{name}: forward returns no tensor; at least one is accepted")
     users = tuple(spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT)
     return Captured(program.graph, constants, users, program.call_spec.out_spec)
+
+
+@contextmanager
+def _no_tracebacks() -> Iterator[None]:
+    """Silence the logger with which torch prints a traceback for inputs that do not fit, before it raises the error."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _decomposed(program: ExportedProgram, supported: Callable[[Any], bool]) -> ExportedProgram:

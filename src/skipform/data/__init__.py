@@ -11,11 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from inspect import signature
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from skipform.arguments import checked
 from skipform.errors import SkipformError
 
 if TYPE_CHECKING:
@@ -101,13 +101,8 @@ def build(seed: int, *, lightning: bool = False, **block: Any) -> Any:
         SkipformError: unknown set or argument, or a value that is not accepted.
     """
     reader = kind(block["name"])
-    accepted = signature(reader).parameters
-    for key in block:
-        if key not in accepted:
-            raise SkipformError(
-                f"data set {block['name']!r}: unknown argument {key!r}; accepted: {', '.join(accepted)}"
-            )
-    return (for_lightning(reader) if lightning else reader)(**block, seed=seed)
+    given = checked(reader, block | {"seed": seed}, "data")
+    return (for_lightning(reader) if lightning else reader)(**given)
 
 
 class _DataPackage(ModuleType):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from skipform.arguments import Count, Range, Seed, Share, Size
 from skipform.data.epochs import Epochs, Loader
-from skipform.data.module import DataModule, check_at_least
+from skipform.data.module import DataModule
 from skipform.data.scenes import scenes
 from skipform.data.source import ArchiveSource, Source
 from skipform.errors import SkipformError
@@ -107,26 +108,23 @@ class Boxes(DataModule):
         *,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 16,
+        batch_size: Count = 16,
         validation: bool = False,
-        limit: int | None = None,
-        scenes: int = 1000,
-        canvas: int = 64,
+        limit: Count | None = None,
+        scenes: Annotated[int, Range(8)] = 1000,
+        canvas: Size = 64,
         digits: tuple[int, int] = (2, 5),
         size: tuple[int, int] = (12, 24),
-        sides: tuple[int, ...] = (),
-        longest: int = 1333,
-        crop: float = 0.0,
+        sides: tuple[Size, ...] = (),
+        longest: Size = 1333,
+        crop: Share = 0.0,
         flip: bool = False,
-        workers: int = 0,
-        seed: int = 0,
+        workers: Annotated[int, Range(0, 1024)] = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
         if validation and name != "bccd":
             raise SkipformError("data.validation: true; accepted: false, only bccd has a validation part")
-        check_at_least(
-            batch_size=(batch_size, 1), limit=(limit, 1), scenes=(scenes, 8), longest=(longest, 1), workers=(workers, 0)
-        )
         self.limit, self.validation, self.batch_size, self.workers = limit, validation, batch_size, workers
         self.scenes = (scenes, canvas, (digits[0], digits[1]), (size[0], size[1]))  # YAML gives lists
         self.augment = Augmentation(tuple(sides), longest, crop, flip)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from skipform.arguments import Count, Natural, Seed
 from skipform.data.epochs import Epochs, Loader
-from skipform.data.module import DataModule, check_at_least
+from skipform.data.module import DataModule
 from skipform.data.source import ArchiveSource, Source
 from skipform.errors import SkipformError
 
@@ -72,15 +73,14 @@ class Images(DataModule):
         *,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 64,
-        validation: int = 0,
-        limit: int | None = None,
-        crop: int = 0,
+        batch_size: Count = 64,
+        validation: Natural = 0,
+        limit: Count | None = None,
+        crop: Natural = 0,
         flip: bool = False,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
-        check_at_least(batch_size=(batch_size, 1), limit=(limit, 1), validation=(validation, 0), crop=(crop, 0))
         self.batch_size, self.validation, self.limit = batch_size, validation, limit
         self.crop, self.flip = crop, flip
         self.pixels: dict[str, tuple[Tensor, Tensor]] = {}  # split -> uint8 (N, c, h, w), labels (N,)

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from skipform.arguments import Count, Range, Seed, Size
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.images import standardiser
-from skipform.data.module import DataModule, check_at_least
+from skipform.data.module import DataModule
 from skipform.data.scenes import scenes
 from skipform.data.source import ArchiveSource, Source
 from skipform.errors import SkipformError
@@ -89,29 +90,19 @@ class Masks(DataModule):
         *,
         root: str = "data",
         download: bool = False,
-        batch_size: int = 8,
-        limit: int | None = None,
-        scenes: int = 1000,
-        canvas: int = 64,
+        batch_size: Count = 8,
+        limit: Count | None = None,
+        scenes: Annotated[int, Range(5)] = 1000,
+        canvas: Size = 64,
         digits: tuple[int, int] = (2, 5),
         size: tuple[int, int] = (12, 24),
-        crop: int | None = None,
-        crops: int = 1,
+        crop: Count | None = None,
+        crops: Count = 1,
         symmetries: Literal[1, 2, 8] = 1,
-        elastic: float = 0.0,
-        seed: int = 0,
+        elastic: Annotated[float, Range(0)] = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
-        check_at_least(
-            batch_size=(batch_size, 1),
-            limit=(limit, 1),
-            scenes=(scenes, 5),
-            crop=(crop, 1),
-            crops=(crops, 1),
-            elastic=(elastic, 0),
-        )
-        if symmetries not in (1, 2, 8):
-            raise SkipformError(f"data.symmetries: {symmetries}; accepted: 1, 2, 8")
         self.batch_size, self.limit = batch_size, limit
         self.scenes = (scenes, canvas, tuple(digits), tuple(size))
         self.crop, self.crops, self.symmetries, self.elastic = crop, crops, symmetries, elastic

@@ -93,10 +93,3 @@ class DataModule:
     @property
     def folder(self) -> Path:
         return Path(self.root)
-
-
-def check_at_least(**limits: tuple[float | None, int]) -> None:
-    """SkipformError for the first argument, given as key=(value, least), that is below its least value; None passes."""
-    for key, (value, least) in limits.items():
-        if value is not None and value < least:
-            raise SkipformError(f"data.{key}: {value}; accepted: {least} or more")

@@ -9,13 +9,14 @@ A character is its token, in a vocabulary that is the same for every text: 0 the
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from skipform.arguments import Count, Range, Seed
 from skipform.data.epochs import Epochs, Loader
-from skipform.data.module import DataModule, check_at_least
+from skipform.data.module import DataModule
 from skipform.data.source import Source
 from skipform.errors import SkipformError
 
@@ -74,16 +75,13 @@ class Text(DataModule):
         root: str = "data",
         download: bool = False,
         objective: Literal["causal", "masked"] = "causal",
-        context: int = 64,
-        batch_size: int = 64,
-        steps: int = 100,
-        limit: int | None = None,
-        seed: int = 0,
+        context: Annotated[int, Range(4)] = 64,
+        batch_size: Count = 64,
+        steps: Count = 100,
+        limit: Count | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
-        if objective not in ("causal", "masked"):
-            raise SkipformError(f"unknown data.objective {objective!r}; accepted: causal, masked")
-        check_at_least(context=(context, 4), batch_size=(batch_size, 1), steps=(steps, 1), limit=(limit, 1))
         self.masked = objective == "masked"
         self.context, self.batch_size, self.steps, self.limit = context, batch_size, steps, limit
         self.splits: dict[str, Tensor] = {}  # tokens (N,)

@@ -12,17 +12,17 @@ from datetime import date
 from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
+from skipform.arguments import Count, Range, Seed
 from skipform.data.epochs import Epochs, Loader
-from skipform.data.module import DataModule, check_at_least
+from skipform.data.module import DataModule
 from skipform.data.source import Source
-from skipform.errors import SkipformError
 
 PAD, BEGIN, END = 0, 1, 2
 SPECIAL = ["<pad>", "<s>", "</s>"]
@@ -95,17 +95,12 @@ class Translation(DataModule):
         download: bool = False,
         source: Language = "en",
         target: Language = "de",
-        vocab_size: int = 8000,
-        batch_size: int = 64,
-        limit: int | None = None,
-        seed: int = 0,
+        vocab_size: Annotated[int, Range(256 + len(SPECIAL))] = 8000,  # any byte is a token
+        batch_size: Count = 64,
+        limit: Count | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
-        for key, language in (("source", source), ("target", target)):
-            if language not in get_args(Language):
-                raise SkipformError(f"unknown data.{key} {language!r}; accepted: {', '.join(get_args(Language))}")
-        bytes_and_special = 256 + len(SPECIAL)  # every byte is a token
-        check_at_least(vocab_size=(vocab_size, bytes_and_special), batch_size=(batch_size, 1), limit=(limit, 1))
         self.languages, self.vocab_size = (source, target), vocab_size
         self.batch_size, self.limit = batch_size, limit
         self.splits: dict[str, tuple[Tensor, Tensor]] = {}  # tokens (N, s), (N, t)

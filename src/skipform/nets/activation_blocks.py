@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Few, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import Merge, Skip
 
@@ -44,14 +45,14 @@ class ConcatenationSkip(nn.Module):
 
 def build(
     *,
-    in_channels: int = 3,
-    image_size: int = 32,
-    num_classes: int = 10,
-    blocks: int = 2,
-    activations: int = 1,
-    width: int | tuple[int, ...] = 64,
+    in_channels: Size = 3,
+    image_size: Size = 32,
+    num_classes: Size = 10,
+    blocks: Few = 2,
+    activations: Few = 1,
+    width: Size | tuple[Size, ...] = 64,
     skip: Literal["concat", "add"] = "concat",
-    state: int | None = None,
+    state: Size | None = None,
 ) -> nn.Module:
     """(n, in_channels, image_size, image_size) -> (n, num_classes).
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Share, Size
 from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple, padding_mask
 
 SURVEY = {
@@ -96,16 +97,16 @@ class PreTraining(nn.Module):
 
 def build(
     *,
-    vocab_size: int = 30_522,
-    context: int = 512,
-    depth: int = 12,
-    width: int = 768,
-    heads: int = 12,
-    hidden: int | None = None,
+    vocab_size: Size = 30_522,
+    context: Size = 512,
+    depth: Depth = 12,
+    width: Size = 768,
+    heads: Size = 12,
+    hidden: Size | None = None,
     norm: NormKind = "post",
     skip: EncoderSkip = "add",
     head: Literal["words", "pooled", "both"] = "words",
-    dropout: float = 0.1,
+    dropout: Share = 0.1,
 ) -> nn.Module:
     """(n, t) tokens below vocab_size, t at most `context` -> the output of the head.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from skipform.arguments import Depth, PositiveShare, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import Staged, bn_relu_conv, classifier, conv, init_he, stem, units
 
@@ -84,13 +85,13 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 100,
-    growth: int = 12,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 100,
+    growth: Size = 12,
     bottleneck: bool = False,
-    compression: float = 1.0,
-    dropout: float = 0.0,
+    compression: PositiveShare = 1.0,
+    dropout: Share = 0.0,
     first: Literal["3x3", "7x7"] = "3x3",
     skip: Literal["concat", "none"] = "concat",
     memory_efficient: bool = False,

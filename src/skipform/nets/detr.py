@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import MLP, FrozenBatchNorm2d
 
+from skipform.arguments import Depth, Share, Size
 from skipform.nets.attention import (
     Attention,
     DecoderSkip,
@@ -134,15 +135,15 @@ def freeze(body: Staged) -> None:
 def build(
     *,
     backbone: nn.Module,
-    num_classes: int = 91,
-    queries: int = 100,
-    encoder_depth: int = 6,
-    decoder_depth: int = 6,
-    width: int = 256,
-    heads: int = 8,
-    hidden: int = 2048,
+    num_classes: Size = 91,
+    queries: Size = 100,
+    encoder_depth: Depth = 6,
+    decoder_depth: Depth = 6,
+    width: Size = 256,
+    heads: Size = 8,
+    hidden: Size = 2048,
     skip: DecoderSkip = "add",
-    dropout: float = 0.1,
+    dropout: Share = 0.1,
     frozen: bool = False,
 ) -> nn.Module:
     """(n, c, h, w) -> {"logits", "boxes", "auxiliary"}, see `DETR`; sizes may differ from batch to batch.

@@ -11,11 +11,12 @@ aligned at every size of the image. On other backbones "pool4" and "pool3" are t
 
 from collections.abc import Iterable
 from math import ceil
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Range, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import MERGES, Staged, strides, with_skip, without_head
 
@@ -86,11 +87,11 @@ class FCN(nn.Module):
 def build(
     *,
     backbone: nn.Module,
-    num_classes: int = 21,
+    num_classes: Size = 21,
     kind: Literal["32s", "16s", "8s"] = "8s",
     skip: Literal["add", "none"] | tuple[Literal["pool4", "pool3"], ...] = "add",
-    hidden: int = 4096,
-    dropout: float = 0.5,
+    hidden: Annotated[int, Range(0, 2**20)] = 4096,
+    dropout: Share = 0.5,
 ) -> nn.Module:
     """(n, c, h, w) -> (n, num_classes, h, w) scores of every pixel.
 

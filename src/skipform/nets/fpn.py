@@ -23,6 +23,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
+from skipform.arguments import Few, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import MERGES, Staged, strides, without_head
 
@@ -100,14 +101,14 @@ class PadOnly(GeneralizedRCNNTransform):
 def build(
     *,
     backbone: nn.Module,
-    num_classes: int = 91,
-    levels: int | None = None,
-    channels: int = 256,
+    num_classes: Size = 91,
+    levels: Few | None = None,
+    channels: Size = 256,
     skip: Literal["add", "none"] = "add",
     top_down: bool = True,
     extra: Literal["none", "pool", "convolutions"] = "none",
     head: Literal["none", "retinanet"] = "none",
-    anchors: tuple[int, ...] = (32, 64, 128, 256, 512),
+    anchors: tuple[Size, ...] = (32, 64, 128, 256, 512),
 ) -> nn.Module:
     """head="none": (n, c, h, w) -> {"p2": (n, channels, h_2, w_2), ...}, p2 the map of the backbone's first stage.
 

@@ -20,6 +20,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Doublings, PartialShare, Share, Size
 from skipform.nets.blocks import classifier, conv, conv_bn_relu
 
 SURVEY = {
@@ -137,15 +138,15 @@ class FractalNet(nn.Module):
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    blocks: int = 5,
-    columns: int = 3,
-    width: int = 64,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    blocks: Doublings = 5,
+    columns: Doublings = 3,
+    width: Size = 64,
     expand: Literal["column", "block", "change"] = "column",
-    dropout: float = 0.0,
-    drop_path: float = 0.0,
-    global_ratio: float = 0.0,
+    dropout: Share = 0.0,
+    drop_path: PartialShare = 0.0,
+    global_ratio: Share = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes), blocks * 2^(columns - 1) layers deep.
 

@@ -13,6 +13,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Share, Size
 from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple
 
 SURVEY = {
@@ -44,15 +45,15 @@ class GPT(nn.Module):
 
 def build(
     *,
-    vocab_size: int = 50_257,
-    context: int = 1024,
-    depth: int = 12,
-    width: int = 768,
-    heads: int = 12,
-    hidden: int | None = None,
+    vocab_size: Size = 50_257,
+    context: Size = 1024,
+    depth: Depth = 12,
+    width: Size = 768,
+    heads: Size = 12,
+    hidden: Size | None = None,
     norm: NormKind = "pre",
     skip: EncoderSkip = "add",
-    dropout: float = 0.1,
+    dropout: Share = 0.1,
 ) -> nn.Module:
     """(n, t) tokens below vocab_size -> (n, t, vocab_size), t at most `context`.
 

@@ -21,6 +21,7 @@ from typing import Literal
 
 from torch import nn
 
+from skipform.arguments import Depth, Factor, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import Gated, Staged, basic, classifier, conv_bn_relu, init_he, shortcut, stack, units
 
@@ -46,13 +47,13 @@ LAYERS = {  # depth -> per stage: channels, kernel sizes of the highway layers t
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 19,
-    width_factor: float = 1.0,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 19,
+    width_factor: Factor = 1.0,
     body: Literal["convolution", "block"] = "convolution",
     gate_bias: float = -2.0,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from skipform.errors import SkipformError
+from skipform.arguments import Depth, Size
 from skipform.nets.blocks import Merge, MergeKind, Skip
 
 SURVEY = {
@@ -29,11 +29,11 @@ VARIANTS = {  # parameters: the sum of in * out + out
 
 def build(
     *,
-    in_channels: int = 3,
-    image_size: int = 32,
-    num_classes: int = 10,
-    depth: int = 2,
-    width: int = 512,
+    in_channels: Size = 3,
+    image_size: Size = 32,
+    num_classes: Size = 10,
+    depth: Depth = 2,
+    width: Size = 512,
     skip: MergeKind = "none",
 ) -> nn.Module:
     """(n, in_channels, image_size, image_size) -> (n, num_classes) through `depth` hidden layers of `width` ReLUs.
@@ -41,8 +41,6 @@ def build(
     skip: the skip x -> merge(relu(w x), x), of the kind that `Merge` names, around every hidden layer but the first,
         which changes the width. "none": the plain perceptron.
     """
-    if depth < 0:
-        raise SkipformError(f"net 'mlp': depth={depth} is not accepted; it takes 0, 1, 2, ...")
     sizes = [in_channels * image_size**2] + [width] * depth
     layers: list[nn.Module] = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
     if skip != "none":

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Size
 from skipform.nets.blocks import classifier
 from skipform.theory.trees import Window, pair_tree
 
@@ -69,11 +70,11 @@ class MaximumByReLU(nn.Module):
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    width: int = 16,
-    depth: int = 2,
-    size: int = 2,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    width: Size = 16,
+    depth: Depth = 2,
+    size: Size = 2,
     pool: Literal["max", "average", "relu", "relu-trainable", "strided", "none"] = "max",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes): `depth` times convolution 3x3, ReLU, pooling of `size` x `size`

@@ -23,6 +23,7 @@ from typing import Literal
 
 from torch import nn
 
+from skipform.arguments import Depth, Size
 from skipform.nets.blocks import (
     Merge,
     MergeKind,
@@ -71,11 +72,11 @@ ORDERS = {  # letters of `chain`: before the shortcut's start, in the branch of 
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 110,
-    width: int = 16,
-    width_factor: int = 1,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 110,
+    width: Size = 16,
+    width_factor: Size = 1,
     bottleneck: bool = False,
     order: Literal[
         "original",

@@ -8,6 +8,7 @@ and one affine map, is ours. No count or error is published; 126,336 is what Ker
 
 from torch import nn
 
+from skipform.arguments import Size
 from skipform.nets.blocks import Merge, MergeKind, Skip, Staged, classifier
 
 SURVEY = {
@@ -25,9 +26,9 @@ VARIANTS = {
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    filters: tuple[int, ...] = (64, 64, 128),
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    filters: tuple[Size, ...] = (64, 64, 128),
     skip: MergeKind = "add",
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import nn
 
+from skipform.arguments import Depth, NotNegative, Size
 from skipform.nets.blocks import (
     Merge,
     MergeKind,
@@ -55,12 +56,12 @@ VARIANTS = {
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 110,
-    alpha: float = 48,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 110,
+    alpha: NotNegative = 48,
     growth: Literal["additive", "multiplicative"] = "additive",
-    width: int = 16,
+    width: Size = 16,
     bottleneck: bool = False,
     skip: MergeKind = "add",
 ) -> nn.Module:

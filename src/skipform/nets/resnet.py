@@ -19,6 +19,7 @@ from typing import Literal
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from skipform.arguments import Depth, PartialShare, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import (
     Merge,
@@ -70,15 +71,15 @@ IMAGENET = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 20,
-    width: int = 16,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 20,
+    width: Size = 16,
     stages: Literal[3, 4] = 3,
     first: Literal["3x3", "7x7"] = "3x3",
     option: ShortcutOption = "A",
     skip: MergeKind = "add",
-    stochastic_depth: float = 0.0,
+    stochastic_depth: PartialShare = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes); block: x -> relu(merge(F(x), shortcut(x))).
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from torch import nn
 
+from skipform.arguments import Depth, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import (
     Merge,
@@ -57,12 +58,12 @@ IMAGENET = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # Table 1
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 29,
-    cardinality: int = 8,
-    bottleneck_width: int = 64,
-    width: int = 64,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 29,
+    cardinality: Size = 8,
+    bottleneck_width: Size = 64,
+    width: Size = 64,
     stages: Literal[3, 4] = 3,
     first: Literal["3x3", "7x7"] = "3x3",
     option: ShortcutOption = "B",

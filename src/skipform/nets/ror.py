@@ -19,6 +19,7 @@ from typing import Literal
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from skipform.arguments import Depth, PartialShare, Size
 from skipform.nets.blocks import Merge, MergeKind, Skip, basic, chain, classifier, conv, conv_bn, init_he, units
 
 SURVEY = {
@@ -42,15 +43,15 @@ VARIANTS = {
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 110,
-    width: int = 16,
-    width_factor: int = 1,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 110,
+    width: Size = 16,
+    width_factor: Size = 1,
     levels: Literal[1, 2, 3] = 3,
     unit: Literal["post", "pre"] = "post",
     skip: MergeKind = "add",
-    stochastic_depth: float = 0.0,
+    stochastic_depth: PartialShare = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Share, Size
 from skipform.nets.blocks import (
     Gated,
     Merge,
@@ -73,15 +74,15 @@ class GatedShortcut(nn.Module):
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    depth: int = 110,
-    width: int = 16,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
+    depth: Depth = 110,
+    width: Size = 16,
     kind: Literal["identity", "constant", "exclusive", "gated", "convolution", "dropout"] = "identity",
     scale: float = 0.5,
     branch_scale: float = 0.5,
     gate_bias: float = -6.0,
-    dropout: float = 0.5,
+    dropout: Share = 0.5,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).
 

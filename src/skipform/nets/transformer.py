@@ -10,6 +10,7 @@ ones. No deviation. Not piecewise linear.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Natural, Share, Size
 from skipform.nets.attention import (
     Attention,
     DecoderSkip,
@@ -111,17 +112,17 @@ class Translator(nn.Module):
 
 def build(
     *,
-    vocab_size: int | None = 37_000,
-    source_vocab_size: int | None = None,
-    pad: int = 0,
-    depth: int = 6,
-    width: int = 512,
-    heads: int = 8,
-    hidden: int = 2048,
+    vocab_size: Size | None = 37_000,
+    source_vocab_size: Size | None = None,
+    pad: Natural = 0,
+    depth: Depth = 6,
+    width: Size = 512,
+    heads: Size = 8,
+    hidden: Size = 2048,
     norm: NormKind = "post",
     final_norm: bool | None = None,
     skip: DecoderSkip = "add",
-    dropout: float = 0.1,
+    dropout: Share = 0.1,
 ) -> nn.Module:
     """source (n, s), target (n, t) tokens -> (n, t, vocab_size), for any s, t.
 

@@ -9,10 +9,11 @@ parameters for 1 channel and 2 classes. A 572x572 tile gives the scores of its i
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
+from skipform.arguments import Range, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.blocks import MERGES, init_he
 
@@ -109,15 +110,15 @@ def _fits(module: UNet, args: tuple[Tensor, ...]) -> None:
 
 def build(
     *,
-    in_channels: int = 1,
-    num_classes: int = 2,
-    image_size: int | None = None,
-    width: int = 64,
-    levels: int = 4,
+    in_channels: Size = 1,
+    num_classes: Size = 2,
+    image_size: Size | None = None,
+    width: Size = 64,
+    levels: Annotated[int, Range(0, 16)] = 4,
     padding: Literal["valid", "same"] = "valid",
     skip: Literal["concat", "add", "none"] = "concat",
     batch_norm: bool = False,
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes, h - 2 margin, w - 2 margin), margin 0 with padding="same".
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import nn
 
+from skipform.arguments import Size
 from skipform.nets.blocks import Staged, classifier, init_he
 
 SURVEY = {
@@ -29,10 +30,10 @@ CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 1
 
 def build(
     *,
-    in_channels: int = 3,
-    num_classes: int = 10,
+    in_channels: Size = 3,
+    num_classes: Size = 10,
     depth: Literal[11, 13, 16, 19] = 16,
-    width: int = 64,
+    width: Size = 64,
     batch_norm: bool = True,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes): five stages of 3x3 convolutions that end in 2x2 max pooling.

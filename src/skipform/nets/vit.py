@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from skipform.arguments import Depth, Share, Size
 from skipform.errors import SkipformError
 from skipform.nets.attention import EncoderSkip, Layer, NormKind, check_multiple
 
@@ -60,17 +61,17 @@ def _of_size(module: ViT, args: tuple[Tensor, ...]) -> None:
 
 def build(
     *,
-    in_channels: int = 3,
-    image_size: int = 32,
-    num_classes: int = 10,
-    patch: int = 4,
-    depth: int = 12,
-    width: int = 192,
-    heads: int = 3,
-    hidden: int | None = None,
+    in_channels: Size = 3,
+    image_size: Size = 32,
+    num_classes: Size = 10,
+    patch: Size = 4,
+    depth: Depth = 12,
+    width: Size = 192,
+    heads: Size = 3,
+    hidden: Size | None = None,
     norm: NormKind = "pre",
     skip: EncoderSkip = "add",
-    dropout: float = 0.0,
+    dropout: Share = 0.0,
 ) -> nn.Module:
     """(n, in_channels, image_size, image_size) -> (n, num_classes) through (image_size / patch)^2 + 1 tokens.
 

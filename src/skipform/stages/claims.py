@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from skipform import measure, nets
+from skipform.arguments import Count, NotNegative
 from skipform.files import write_json
 from skipform.measure.rank import finite, ranks
 from skipform.nets.activation_blocks import ConcatenationSkip
@@ -20,11 +21,11 @@ def main(
     folder: str,
     *,
     out: str,
-    batch: int = 128,
-    margin: float = 0.0,
+    batch: Count = 128,
+    margin: NotNegative = 0.0,
     copies: bool = False,
     executor: Literal["local", "submitit"] = "local",
-    workers: int | None = None,
+    workers: Count | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.

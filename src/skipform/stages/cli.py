@@ -1,17 +1,29 @@
-"""The command line: `skipform STAGE ...`; a stage is a file of this folder, imported when it is the one asked for."""
+"""The command line: `skipform STAGE ...`; a stage is a file of this folder, imported when it is the one asked for.
+
+Whatever goes wrong is one line on standard error: see EXIT_STATUSES.
+"""
 
 import argparse
 import ast
 import inspect
+import json
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import skipform
-from skipform.errors import InternalError, SkipformError
+from skipform import arguments
+from skipform.arguments import typed
+from skipform.errors import InternalError, SkipformError, one_line, shown
 
 STAGES = {
     "repro": "run the pipeline: every stage of dvc.yaml that is out of date",
@@ -30,9 +42,31 @@ STAGES = {
     "derive": "renew the dependencies of the pipeline's stages on the sources",
 }
 
+EXIT_STATUSES = """exit status:
+  0         done
+  1         the result is negative: a statement fails, a file is out of date, a notebook or a stage stops
+  2         refused, or stopped by something outside skipform, such as a full disk
+  70        a defect of skipform; the message names the file that holds the traceback
+  130, 143  interrupted by Ctrl-C, ended by SIGTERM"""
+
+# What libraries raise for a wrong file, a machine without room or a wrong request: module -> exception. A library that
+# is not imported has raised nothing.
+EXPECTED = {
+    "yaml": "YAMLError",
+    "argparse": "ArgumentError",
+    "safetensors": "SafetensorError",
+    "torch": "OutOfMemoryError",
+    "lightning.fabric.utilities.exceptions": "MisconfigurationException",
+    "wandb.errors": "Error",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM has arrived."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one stage; a SkipformError or an InternalError becomes one line and exit status 2."""
+    """Run one stage. An error is one line on standard error and an exit status of EXIT_STATUSES."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -42,19 +76,81 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     stage, *rest = argv
     try:
-        if stage not in STAGES:
-            close = get_close_matches(stage, STAGES, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise SkipformError(f"unknown stage {stage!r}{hint} Accepted: {', '.join(STAGES)}")
-        # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are.
-        arguments: dict[str, Any] = {"argv": rest} if stage == "fit" else _options(stage, rest)
-        return import_module(f"skipform.stages.{stage}").main(**arguments) or 0
-    except (SkipformError, InternalError) as error:
-        print(f"skipform {stage}: error: {error}", file=sys.stderr)
-        return 2
+        with _terminable():
+            return _run(stage, rest)
     except KeyboardInterrupt:
-        print(f"skipform {stage}: interrupted; run the same command again to go on", file=sys.stderr)
-        return 130
+        status, line = 130, "interrupted; run the same command again to go on"
+    except Terminated:
+        status, line = 143, "terminated; run the same command again to go on"
+    except Exception as error:
+        if (text := _outside(error)) is not None:
+            status, line = 2, f"error: {one_line(text)}"
+        else:
+            status, line = 70, f"error: {_defect(error, argv)}"
+    _clear_bars()
+    print(f"skipform {stage[:80]}: {line}", file=sys.stderr)
+    return status
+
+
+def _run(stage: str, argv: list[str]) -> int:
+    if stage not in STAGES:
+        close = get_close_matches(stage, STAGES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise SkipformError(f"unknown stage {shown(stage)}{hint} Accepted: {', '.join(STAGES)}")
+    # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are.
+    options: dict[str, Any] = {"argv": argv} if stage == "fit" else _options(stage, argv)
+    return import_module(f"skipform.stages.{stage}").main(**options) or 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM raise Terminated, so that what is half done is cleaned up, as it is after Ctrl-C."""
+
+    def terminate(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _outside(error: Exception) -> str | None:
+    """The message of an error whose cause is not a defect of skipform; None for any other."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{one_line(str(error.filename), 200)}: " if error.filename is not None else ""
+        return f"{name}{error.strerror}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory ({one_line(error, 200)})"
+    known = tuple(getattr(sys.modules[module], name) for module, name in EXPECTED.items() if module in sys.modules)
+    kinds = (SkipformError, InternalError, OSError, UnicodeError, json.JSONDecodeError, *known)
+    return one_line(error) if isinstance(error, kinds) else None
+
+
+def _defect(error: Exception, argv: list[str]) -> str:
+    """The message of an error that should not happen, after its traceback has been written to a file."""
+    text = "".join(traceback.format_exception(error))
+    where = "".join(f" in {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-1:])
+    what = f"{type(error).__name__}{where}: {one_line(error, 300)}; this is a defect of skipform"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="skipform-", suffix=".txt", delete=False) as file:
+            file.write(f"skipform {skipform.__version__}: {shlex.join(['skipform', *argv])}\n\n{text}")
+    except OSError:
+        print(text, file=sys.stderr)
+        return f"{what}, please report it with the traceback above"
+    return f"{what}, please report it with the file {file.name}, which holds the command and the traceback"
+
+
+def _clear_bars() -> None:
+    """Remove the progress bars that an error has left on the screen."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.leave = False
+            bar.close()
 
 
 def _options(stage: str, argv: list[str]) -> dict[str, Any]:
@@ -77,27 +173,32 @@ def _options(stage: str, argv: list[str]) -> dict[str, Any]:
         options = parser.parse_args(["--out" if word == "-o" else word for word in argv])
     except ArgumentError as error:
         raise not_understood(error, parser) from None
-    return parser.instantiate_classes(options).as_dict()
+    given = parser.instantiate_classes(options).as_dict()
+    hints = get_type_hints(run, include_extras=True)
+    positional = {action.dest for action in parser._get_positional_actions()}
+    return {name: typed(x, hints[name], name if name in positional else f"--{name}") for name, x in given.items()}
 
 
 def declaration(stage: str) -> Callable[..., int | None]:
     """The `main` of a stage without its body: parameters, annotations, docstring.
 
     A stage imports torch at its top, which takes seconds. To answer --help or to refuse an option, only this much of
-    the file is executed, so the annotations of `main` have to do with built-in types, Any, Literal and Path.
+    the file is executed, so the annotations of `main` have to do with built-in types, Any, Annotated, Literal, Path and
+    what arguments.py defines.
     """
     file = Path(__file__).with_name(f"{stage}.py")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (main,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main")
     main.body = main.body[:1]  # the docstring
-    names: dict[str, Any] = {"Any": Any, "Literal": Literal, "Path": Path, "__name__": __name__}
+    names = vars(arguments) | {"Annotated": Annotated, "Any": Any, "Literal": Literal, "Path": Path}
+    names["__name__"] = __name__
     exec(compile(ast.Module([main], []), file, "exec"), names)
     return names["main"]
 
 
 def not_understood(error: Exception, parser: argparse.ArgumentParser) -> SkipformError:
     """The parser's message in one line; if it is about an unknown option, with the options that the parser knows."""
-    message = " ".join(str(error).split())
+    message = one_line(error, 400)
     options = [
         option
         for action in parser._actions
@@ -110,4 +211,4 @@ def not_understood(error: Exception, parser: argparse.ArgumentParser) -> Skipfor
 def _usage() -> str:
     width = max(map(len, STAGES))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in STAGES.items()]
-    return "\n".join(["usage: skipform STAGE [options]      skipform STAGE --help", "", *lines])
+    return "\n".join(["usage: skipform STAGE [options]      skipform STAGE --help", "", *lines, "", EXIT_STATUSES])

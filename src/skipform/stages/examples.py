@@ -10,13 +10,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skipform import outputs
+from skipform.arguments import Count
 from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.nets import attention, fpn
 from skipform.runs import Run, finished
 
 
-def main(runs: str, *, out: str, count: int = 4) -> None:
+def main(runs: str, *, out: str, count: Count = 4) -> None:
     """Run every variant of every net in RUNS, with its first seed, on `count` test inputs.
 
     OUT/NET.safetensors holds, under "VARIANT/NAME", what the task's `examples` returns as NAME (inputs, targets,
@@ -29,8 +30,6 @@ def main(runs: str, *, out: str, count: int = 4) -> None:
         out: The folder to write into.
         count: The number of examples.
     """
-    if count < 1:
-        raise SkipformError(f"--count {count}; accepted: 1 or more")
     outputs.check_folder(out)
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
     nets = [net for net in nets if net.suffix not in outputs.WORKING]

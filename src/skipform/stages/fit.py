@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipform import outputs
-from skipform.errors import SkipformError
+from skipform.arguments import Seed, typed
+from skipform.errors import SkipformError, shown
 from skipform.files import fields, read_yaml, write_json
 from skipform.stages.cli import not_understood
 
@@ -127,9 +128,9 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         "workers": None,
     }
     options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
-    seeds = options["seeds"]
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise SkipformError(f"seeds: {seeds!r}; accepted: one or more different whole numbers from 0 on")
+    seeds = options["seeds"] = typed(options["seeds"], list[Seed], "seeds")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SkipformError(f"seeds: {shown(seeds)}; accepted: one or more different whole numbers from 0 on")
     data = given.get("data", {})
     storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
     return options, given, storage
@@ -192,8 +193,13 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         score = summary[label][f"test_{name}"]
         if leads:
             bar.write(
-                f"{experiment.name:18} {label:18} test {label_of(name)} {score['middle']:6.2f} {unit}"
-                f"   ({score['low']:.2f} to {score['high']:.2f}, {len(seeds)} seeds)"
+                f"{experiment.name:18} {label:18} test {label_of(name)} "
+                + (
+                    "{middle:6.2f} {0}   ({low:.2f} to {high:.2f}, ".format(unit, **score)
+                    if score["middle"] is not None
+                    else "undefined   ("
+                )
+                + f"{len(seeds)} seeds)"
             )
     return summary
 

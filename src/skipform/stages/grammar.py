@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skipform import nets
+from skipform.arguments import Count
 from skipform.compiler.flatten import structure
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
 from skipform.files import fingerprint, write_json
@@ -46,7 +47,7 @@ INPUTS = {
 PART = {"bert": "layers.0", "gpt": "layers.0"}
 
 
-def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded", workers: int | None = None) -> None:
+def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded", workers: Count | None = None) -> None:
     """Rewrite the published models of the survey and write their numbers of ReLU layers, ReLUs and coordinates carried.
 
     One row per model, at its published width and depth, for the input that the row names. A net that is not piecewise

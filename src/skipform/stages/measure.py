@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from skipform.arguments import Count
 from skipform.compiler.emit import UnsupportedOperation
 from skipform.errors import SkipformError
 from skipform.files import write_json
@@ -25,10 +26,10 @@ def main(
     *,
     out: str,
     metrics: str | None = None,
-    slices: int = 3,
-    batch: int = 16,
+    slices: Count = 3,
+    batch: Count = 16,
     executor: Literal["local", "submitit"] = "local",
-    workers: int | None = None,
+    workers: Count | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
@@ -100,6 +101,8 @@ def measure_run(run: str, when: Literal["initial", "final"], slices: int, batch:
 
 def measure_slices(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:
     """The regions and ranks of each slice; see `main`."""
+    if 2 * slices > len(images):
+        raise SkipformError(f"--slices: {slices}; accepted: at most {len(images) // 2}, for {len(images)} test images")
     inner, rows = features(net), []
     try:
         program = Program.of(net, images[0])  # rewritten once for all slices

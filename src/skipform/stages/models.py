@@ -1,22 +1,31 @@
 """Models named on the command line: MODULE:FACTORY and shapes."""
 
 import json
+import math
 from importlib import import_module
 
 from torch import nn
 
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, one_line, shown
+
+LARGEST = 2**30  # numbers of an input, 8 GiB in float64
 
 
 def from_factory(factory: str, arguments: str = "{}") -> nn.Module:
     """The model that MODULE:FACTORY returns for JSON arguments. Raises SkipformError if it is no torch module."""
     module, _, name = factory.partition(":")
     try:
-        build = getattr(import_module(module), name)
-        model = build(**json.loads(arguments))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        given = json.loads(arguments)
+    except ValueError as error:
+        raise SkipformError(f"--arguments {shown(arguments)}: not JSON: {one_line(error)}") from error
+    if not isinstance(given, dict):
+        raise SkipformError(f'--arguments {shown(arguments)}; accepted: a JSON object, e.g. {{"num_classes": 10}}')
+    try:
+        model = getattr(import_module(module), name)(**given)
+    except (Exception, SystemExit) as error:  # foreign code may raise anything, or try to exit
         raise SkipformError(
-            f"{factory}: {' '.join(str(error).split())}; MODULE:FACTORY that returns a model is accepted"
+            f"{shown(factory)}: {type(error).__name__}: {one_line(error, 500)};"
+            " MODULE:FACTORY that returns a model is accepted"
         ) from error
     if not isinstance(model, nn.Module):
         raise SkipformError(f"{factory} returns a {type(model).__name__}; a torch.nn.Module is accepted")
@@ -28,7 +37,11 @@ def shape_of(text: str) -> tuple[int, ...]:
     try:
         shape = tuple(int(size) for size in text.split(","))
     except ValueError:
-        raise SkipformError(f"--input {text}: whole numbers separated by commas are accepted, e.g. 1,3,64,64") from None
+        raise SkipformError(
+            f"--input {shown(text)}: whole numbers separated by commas are accepted, e.g. 1,3,64,64"
+        ) from None
     if min(shape) < 1:
         raise SkipformError(f"--input {text}: sizes of at least 1 are accepted")
+    if math.prod(shape) > LARGEST:
+        raise SkipformError(f"--input {shown(text)}: at most {LARGEST:,} numbers are accepted")
     return shape

@@ -14,6 +14,7 @@ from nbformat import NotebookNode, writes
 from tqdm import tqdm
 
 from skipform import outputs
+from skipform.arguments import Count
 from skipform.errors import SkipformError
 from skipform.files import read_json, read_text, temporary_folder, write_json, write_text
 
@@ -22,7 +23,17 @@ class NotebookFailed(RuntimeError):
     """A notebook stopped: one line naming the notebook, the cell and the error."""
 
 
-def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") -> int:
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that leaves Ctrl-C and SIGTERM as they are: nbclient would end its kernel and wait for ever."""
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        raise RuntimeError  # which nbclient expects
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        return False
+
+
+def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") -> int:
     """Execute the percent-format notebooks of `root`/analysis.
 
     Figures, tables and numbers go to `root`/paper/generated, each notebook to `root`/build/notebooks as .ipynb and as
@@ -45,7 +56,8 @@ def main(*, only: list[str] | None = None, kernels: int = 2, root: str = ".") ->
         new = temporary / generated.name
         new.mkdir()
         try:
-            asyncio.run(_execute_all(chosen, Path(root) / "analysis", new, kernels))
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(_execute_all(chosen, Path(root) / "analysis", new, kernels))
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
@@ -103,6 +115,7 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
             client = NotebookClient(
                 notebook,
                 timeout=None,
+                shutdown_kernel="immediate",  # a kernel that is asked to stop writes to our standard error
                 record_timing=False,  # equal runs must give equal notebooks
                 extra_arguments=["--log-level=ERROR"],
                 resources={"metadata": {"path": str(folder)}},
@@ -114,6 +127,8 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
                 except CellExecutionError as error:
                     raise NotebookFailed(_one_line(name, notebook, f"{error.ename}: {error.evalue}")) from error
                 except DeadKernelError as error:
+                    if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                        raise asyncio.CancelledError from None  # nbclient takes being cancelled for a dead kernel
                     raise NotebookFailed(_one_line(name, notebook, "the kernel died")) from error
 
         await asyncio.gather(*(execute(name, notebook) for name, notebook in notebooks.items()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from skipform.arguments import Factor, Natural, Seed
 from skipform.errors import SkipformError
 from skipform.files import whole, write_text
 from skipform.measure import plane
@@ -29,10 +30,10 @@ def main(
     input: str | None = None,
     arguments: str = "{}",
     points: Path | None = None,
-    images: list[int] | None = None,
+    images: list[Natural] | None = None,
     box: list[float] | None = None,
-    seed: int = 0,
-    memory_gib: float = 4.0,
+    seed: Seed = 0,
+    memory_gib: Factor = 4.0,
 ) -> None:
     """Count the activation regions, affine pieces and distinct affine maps of a network on a plane, and draw them.
 
@@ -57,7 +58,8 @@ def main(
     low_s, high_s, low_t, high_t = _box(box)
     origin, u, v = _plane(example, candidates, points, seed)
     start = time.perf_counter()
-    with tqdm(total=1.0, desc="regions", bar_format="{desc} |{bar:30}| {percentage:3.0f} % [{elapsed}]") as bar:
+    shape = "{desc} |{bar:30}| {percentage:3.0f} % [{elapsed}]"
+    with tqdm(total=1.0, desc="regions", leave=False, disable=None, bar_format=shape) as bar:
         regions = plane(
             net,
             origin,
@@ -77,7 +79,7 @@ def main(
 
 
 def _network(
-    source: str, input: str | None, arguments: str, images: list[int] | None
+    source: str, input: str | None, arguments: str, images: list[Natural] | None
 ) -> tuple[nn.Module, Tensor, Tensor | None]:
     """The net in eval mode, an input of the right shape, and three points if the source is a run's folder."""
     folder = Path(source)
@@ -119,7 +121,12 @@ def _plane(example: Tensor, candidates: Tensor | None, points: Path | None, seed
     if candidates is None:
         generator = torch.Generator().manual_seed(seed)
         candidates = torch.randn(3, *example.shape, generator=generator, dtype=torch.float64)
-    return candidates[0], candidates[1] - candidates[0], candidates[2] - candidates[0]
+    u, v = candidates[1] - candidates[0], candidates[2] - candidates[0]
+    if not bool(candidates.isfinite().all()):
+        raise SkipformError(f"--points {points}: a number is NaN or infinite; finite ones are accepted")
+    if torch.linalg.matrix_rank(torch.stack([u, v]).flatten(1)) < 2:
+        raise SkipformError("the three points lie on one line; three that span a plane are accepted")
+    return candidates[0], u, v
 
 
 def _check_table(table: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from skipform.arguments import Seed
 from skipform.compiler.check import AGREEMENT
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
@@ -23,7 +24,7 @@ SAMPLES = 4  # random inputs in the comparison; their batch size differs from th
 BOUNDS = {torch.float64: AGREEMENT, torch.float32: 2**29 * AGREEMENT}
 
 
-def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add: bool = False, seed: int = 0) -> None:
+def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add: bool = False, seed: Seed = 0) -> None:
     """Rewrite a torch model into affine maps, ReLU and concatenation, compare it with the original, write it to a file.
 
     Exit status 2, and no file, where it differs by more than rounding: relatively 1e-12 in float64, 5.4e-4 in float32.
@@ -40,7 +41,13 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
     generator = torch.Generator().manual_seed(seed)
     shapes = [shape_of(text) for text in input.split()]
     model = from_factory(factory, arguments).eval().double()
-    with tqdm(total=4, desc="rewrite", bar_format="{desc:9} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}]") as bar:
+    with tqdm(
+        total=4,
+        desc="rewrite",
+        leave=False,
+        disable=None,
+        bar_format="{desc:9} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}]",
+    ) as bar:
         example = tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes)
         plain = rewrite(model, example, keep_add=keep_add)
         _advance(bar, "compare")

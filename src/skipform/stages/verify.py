@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from skipform.arguments import Count, Seed
 from skipform.files import write_json
 from skipform.outputs import check_file
 from skipform.theory.check import Check
@@ -13,7 +14,7 @@ from skipform.theory.keras_layers import constructors
 from skipform.theory.statements import STATEMENTS, Statement
 
 
-def main(*, out: Path | None = None, all: bool = False, instances: int = 20, seed: int = 0) -> int:
+def main(*, out: Path | None = None, all: bool = False, instances: Count = 20, seed: Seed = 0) -> int:
     """Check every statement of the paper and print one row per statement; exit 1 if one fails.
 
     Args:

@@ -5,12 +5,12 @@ A task takes any net of the right inputs and outputs and does not depend on its 
 
 from collections.abc import Mapping
 from importlib import import_module
-from inspect import signature
 from pkgutil import iter_modules
 from typing import Any
 
 from torch import nn
 
+from skipform.arguments import complete
 from skipform.errors import SkipformError
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
@@ -43,17 +43,7 @@ def build(name: str, net: nn.Module, optimizer: Optimizer | Mapping[str, Any] | 
         SkipformError: unknown task, unknown or missing argument; one line that names what is accepted.
     """
     task = kind(name)
-    _check(f"task {name!r}", task, options, provided={"net", "optimizer"})
+    given = complete(task, options, "task", skip={"net", "optimizer"})
     if not isinstance(optimizer, Optimizer):
-        _check("optimizer", Optimizer, optimizer or {}, provided=set())
-    return task(net, optimizer or {}, **options)
-
-
-def _check(what: str, function: type, given: Mapping[str, Any], provided: set[str]) -> None:
-    parameters = {key: p for key, p in signature(function).parameters.items() if key not in provided}
-    for key in given:
-        if key not in parameters:
-            raise SkipformError(f"{what}: unknown argument {key!r}; accepted: {', '.join(parameters) or 'none'}")
-    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
-    if missing:
-        raise SkipformError(f"{what}: missing argument {', '.join(missing)}; accepted: {', '.join(parameters)}")
+        optimizer = Optimizer(**complete(Optimizer, optimizer or {}, "optimizer"))
+    return task(net, optimizer, **given)

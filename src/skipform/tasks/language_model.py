@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 
+from skipform.arguments import Size
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
 
@@ -36,7 +37,7 @@ class LanguageModel(Task):
         net: nn.Module | Mapping[str, Any],
         optimizer: Optimizer | Mapping[str, Any],
         *,
-        context: int,
+        context: Size,
         objective: Literal["causal", "masked"],
     ) -> None:
         super().__init__(net, optimizer)

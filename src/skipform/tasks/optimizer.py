@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from skipform.arguments import Factor, Natural, NotNegative, PartialShare, PositiveShare, Share, checked
 from skipform.errors import SkipformError
 
 Name = Literal["sgd", "nesterov", "adam", "adamw"]
@@ -30,23 +31,21 @@ class Optimizer:
     """
 
     name: Name = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
+    lr: Factor = 0.1
+    momentum: PartialShare = 0.9
+    betas: tuple[PartialShare, PartialShare] = (0.9, 0.999)
+    eps: PositiveShare = 1e-8
+    weight_decay: NotNegative = 1e-4
     decayed: Literal["all", "matrices"] = "all"
-    factors: dict[str, float] | None = None
+    factors: dict[str, NotNegative] | None = None
     schedule: Schedule = "multistep"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    decay: float = 0.1
-    warmup: int = 0
-    floor: float = 0.0
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    decay: PositiveShare = 0.1
+    warmup: Natural = 0
+    floor: Share = 0.0
 
     def __post_init__(self) -> None:
-        for what, name, accepted in (("optimizer", self.name, Name), ("schedule", self.schedule, Schedule)):
-            if name not in get_args(accepted):
-                raise SkipformError(f"unknown {what} {name!r}; accepted: {', '.join(get_args(accepted))}")
+        checked(Optimizer, vars(self), "optimizer")
 
     def build(self, net: nn.Module, steps: float, *, fused: bool = False) -> dict[str, Any]:
         """The result of `LightningModule.configure_optimizers` for a training of `steps` steps (infinity if the

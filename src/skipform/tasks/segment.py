@@ -14,6 +14,7 @@ from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy, MulticlassJaccardIndex
 
+from skipform.arguments import NotNegative, Size
 from skipform.errors import SkipformError
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
@@ -49,9 +50,9 @@ class Segment(Task):
         net: nn.Module | Mapping[str, Any],
         optimizer: Optimizer | Mapping[str, Any],
         *,
-        num_classes: int,
+        num_classes: Size,
         ignore_index: int | None = None,
-        class_weights: tuple[float, ...] | None = None,
+        class_weights: tuple[NotNegative, ...] | None = None,
         mirror: bool = False,
     ) -> None:
         super().__init__(net, optimizer)

@@ -4,7 +4,7 @@ Letters: n texts, s tokens of a source, t of a target, d width, k hypotheses of 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.text import SacreBLEUScore
 
-from skipform.errors import SkipformError
+from skipform.arguments import Natural, NotNegative, Range, Share
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
 
@@ -48,21 +48,17 @@ class Translate(Task):
         net: nn.Module | Mapping[str, Any],
         optimizer: Optimizer | Mapping[str, Any],
         *,
-        pad: int,
-        begin: int,
-        end: int,
-        smoothing: float = 0.1,
-        beams: int = 4,
-        penalty: float = 0.6,
-        extra: int = 50,
-        decoded: int = 256,
+        pad: Natural,
+        begin: Natural,
+        end: Natural,
+        smoothing: Share = 0.1,
+        beams: Annotated[int, Range(1, 1024)] = 4,
+        penalty: NotNegative = 0.6,
+        extra: Natural = 50,
+        decoded: Natural = 256,
         shown: Literal["bleu", "exact_match"] = "bleu",
     ) -> None:
         super().__init__(net, optimizer)
-        limits = (("smoothing", smoothing, 0), ("beams", beams, 1), ("penalty", penalty, 0), ("extra", extra, 0))
-        for key, value, least in (*limits, ("decoded", decoded, 0)):
-            if value < least:
-                raise SkipformError(f"task.{key}: {value}; accepted: {least} or more")
         self.MAIN_SCORE = (shown, "%")  # type: ignore[misc]
         self.pad, self.smoothing, self.decoded = pad, smoothing, decoded
         self.search: dict[str, Any] = {"begin": begin, "end": end, "pad": pad}

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from skipform import data, nets, tasks
-from skipform.arguments import arguments, check_keys, complete, typed
-from skipform.errors import SkipformError
+from skipform.arguments import Threads, arguments, check_keys, complete, typed
+from skipform.errors import SkipformError, shown
 from skipform.files import read_yaml
 from skipform.runs import LABEL
 from skipform.training.run import build_trainer
 
 Block = dict[str, Any]
+RESERVED = (".json", ".yaml", ".csv", ".ckpt", ".safetensors", ".partial")  # the ends of the files in a run's folder
 NOT_IN_FILES = {  # section -> the arguments that an experiment file cannot give
     "data": {"seed"} | data.LOCAL,
     "task": {"net", "optimizer"},
@@ -77,17 +78,19 @@ def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> 
         for source, layer in layers:
             check_keys(layer, [*_TOP, *NOT_IN_FILES, "variants", *scales * (source == path)], str(source))
         where = f"{path} ({checked})"
-        experiments[checked] = _complete(where, path.stem, checked, _merged(layer for _, layer in layers))
+        try:
+            experiments[checked] = _complete(where, path.stem, checked, _merged(layer for _, layer in layers))
+        except RecursionError:
+            raise SkipformError(f"{where}: a block contains itself; accepted: blocks in blocks that end") from None
     return experiments[scale]
 
 
-_TOP = {"threads": int, "wandb": Literal["auto", "online", "offline", "disabled"]}
+_TOP = {"threads": Threads, "wandb": Literal["auto", "online", "offline", "disabled"]}
 
 
 def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
     kind, data_given = _named("data", given.get("data", {}), data.sets(), where)
-    check_keys(task_given := given.get("task", {}), task_given, f"{where}: task")
-    task, task_given = _named("task", {"name": "classify"} | task_given, tasks.names(), where)
+    task, task_given = _named("task", given.get("task", {}), tasks.names(), where)
     data_class, task_class = data.kind(kind), tasks.kind(task)
     if task_class.TARGETS != data_class.TARGETS:
         fit = [known for known in tasks.names() if tasks.kind(known).TARGETS == data_class.TARGETS]
@@ -100,14 +103,15 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
     variants = given.get("variants")
     if not isinstance(variants, dict) or not variants:
         raise SkipformError(
-            f"{where}: variants: accepted is one or more `label: {{name: NAME, ...}}`, got {variants!r}"
+            f"{where}: variants: accepted is one or more `label: {{name: NAME, ...}}`, got {shown(variants)}"
         )
     for label in variants:
-        if not re.fullmatch(LABEL, str(label)):
+        if not re.fullmatch(LABEL, str(label)) or str(label).endswith(RESERVED):
             raise SkipformError(
-                f"{where}: variants: label {label!r}; accepted: letters, digits and _ . + - (it names a folder)"
+                f"{where}: variants: label {shown(label)}; accepted: letters, digits and _ . + - (it names a folder),"
+                f" at most 100, and at the end none of {', '.join(RESERVED)}"
             )
-    experiment = Experiment(
+    return Experiment(
         name=name,
         scale=scale,
         variants={str(label): _net(block, stated, f"{where}: variants.{label}") for label, block in variants.items()},
@@ -115,33 +119,30 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
         task={"name": task, **_arguments(task_class, task_given, stated, f"{where}: task", NOT_IN_FILES["task"])},
         optimizer=complete(tasks.Optimizer, given.get("optimizer", {}), f"{where}: optimizer"),
         trainer=complete(build_trainer, given.get("trainer", {}), f"{where}: trainer", skip=NOT_IN_FILES["trainer"]),
-        threads=typed(given.get("threads", 0), int, f"{where}: threads"),
+        threads=typed(given.get("threads", 0), _TOP["threads"], f"{where}: threads"),
         wandb=typed(given.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
     )
-    epochs, threads = experiment.trainer["max_epochs"], experiment.threads
-    for key, value, least in (("trainer.max_epochs", epochs, 1), ("threads", threads, 0)):
-        if value < least:
-            raise SkipformError(f"{where}: {key}: {value}; accepted: {least} or more")
-    return experiment
 
 
 def _named(section: str, block: Any, accepted: Iterable[str], where: str) -> tuple[str, Block]:
     """The name in a {name: NAME, ...} block, and its other entries."""
     check_keys(block, block, f"{where}: {section}")
+    if section == "task":
+        block = {"name": "classify"} | block
     if "name" not in block:
         raise SkipformError(f"{where}: {section}.name: missing; accepted: {', '.join(accepted)}")
-    if not isinstance(block["name"], str) or block["name"] not in accepted:
-        raise SkipformError(f"{where}: {section}.name: unknown {block['name']!r}; accepted: {', '.join(accepted)}")
+    if block["name"] not in list(accepted):
+        raise SkipformError(f"{where}: {section}.name: unknown {shown(block['name'])}; accepted: {', '.join(accepted)}")
     return block["name"], {key: value for key, value in block.items() if key != "name"}
 
 
 def _net(block: Any, stated: Block, where: str) -> Block:
     """{name: NAME, **arguments} with every argument."""
     if not nets.is_block(block):
-        raise SkipformError(f"{where}: accepted is {{name: NAME, argument: value, ...}}, got {block!r}")
+        raise SkipformError(f"{where}: accepted is {{name: NAME, argument: value, ...}}, got {shown(block)}")
     name = block["name"]
     if name not in nets.names():
-        raise SkipformError(f"{where}.name: unknown net {name!r}; accepted: {', '.join(nets.names())}")
+        raise SkipformError(f"{where}.name: unknown net {shown(name)}; accepted: {', '.join(nets.names())}")
     build = import_module(f"skipform.nets.{name}").build
     return {"name": name, **_arguments(build, {k: v for k, v in block.items() if k != "name"}, stated, where)}
 
@@ -181,7 +182,7 @@ def accepted() -> dict[str, dict[str, Any]]:
 def _load(path: Path) -> Block:
     loaded = read_yaml(path) or {}
     if not isinstance(loaded, dict):
-        raise SkipformError(f"{path}: accepted is `key: value` lines, got {loaded!r}")
+        raise SkipformError(f"{path}: accepted is `key: value` lines, got {shown(loaded)}")
     return loaded
 
 
@@ -205,6 +206,6 @@ def _takes_others(path: tuple[str, ...], old: Block, new: Block) -> bool:
     """Whether the block `new` names another net, task or kind of data than the block `old` that it changes."""
     if path == ("data",):
         known = data.sets()
-        return known.get(old.get("name", "")) is not known.get((old | new).get("name", ""))
+        return known.get(str(old.get("name"))) is not known.get(str((old | new).get("name")))
     named = path == ("task",) or (path[0] == "variants" and len(path) > 1)
     return named and (old | new).get("name") != old.get("name")

@@ -5,6 +5,7 @@ does not notice an altered byte.
 """
 
 import hashlib
+import math
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 from tqdm import tqdm
 
+from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.tasks import Task
 
@@ -33,6 +36,7 @@ class Journal(Checkpoint):
     def __init__(self, checkpoint: Path, seed: int, bar: tqdm, fingerprint: str = "") -> None:
         self.checkpoint, self.seed, self.bar, self.fingerprint = checkpoint, seed, bar, fingerprint
         self.rows: list[dict[str, float]] = []
+        self.losses: list[Tensor] = []  # of this epoch's steps, on the device
         self.steps, self.seconds, self.since = 0, 0.0, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,11 +53,13 @@ class Journal(Checkpoint):
                 logger.log_metrics(logged(row), step=int(row["epoch"]))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.losses = []
         others = [trainer.global_rank] if trainer.global_rank else []  # dropout differs between the processes
         torch.manual_seed(mixed(self.seed, trainer.current_epoch, *others))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self.bar.update()
+        self.losses.append(outputs["loss"].detach())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._count_epochs(trainer, pl_module)
@@ -61,6 +67,7 @@ class Journal(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._count_epochs(trainer, pl_module)
         row = written(trainer.current_epoch + 1, {key: float(value) for key, value in trainer.callback_metrics.items()})
+        self._check_losses(row, pl_module)
         self.steps = trainer.global_step
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
@@ -69,6 +76,20 @@ class Journal(Checkpoint):
         score = row.get(f"test_{name}")
         self.bar.set_postfix_str("" if score is None else f"test {label_of(name)} {score:.2f} {unit}", refresh=False)
         save_checkpoint(trainer, self.checkpoint, self.fingerprint)
+
+    def _check_losses(self, row: dict[str, float], task: Task) -> None:
+        """Raise SkipformError for a loss that is NaN or infinite, before anything of the epoch is written."""
+        wrong = [key for key, value in row.items() if key.endswith("_loss") and not math.isfinite(value)]
+        if not wrong:
+            return
+        # `train_loss` is over all processes: this one's own losses may all be finite
+        steps = (~torch.stack(self.losses).isfinite()).nonzero()
+        step = self.steps + (int(steps[0]) + 1 if len(steps) else len(self.losses))
+        raise SkipformError(
+            f"{self.checkpoint.parent}: the training diverges: {wrong[0]} is {row[wrong[0]]}"
+            f" in epoch {int(row['epoch'])}, step {step}, with optimizer.lr {task.optimizer.lr:g};"
+            " accepted: what keeps the loss finite, such as a smaller lr, a longer warmup or gradient_clip_val"
+        )
 
     def metrics(self, config: dict[str, Any], task: Task) -> dict[str, Any]:
         """The content of metrics.json: the scores of the last epoch, and the run that they belong to."""

@@ -29,8 +29,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from skipform import outputs
-from skipform.errors import SkipformError
-from skipform.files import fields, fingerprint, read_json, write_json
+from skipform.errors import SkipformError, one_line, shown
+from skipform.files import defined, fields, fingerprint, read_json, write_json
 from skipform.runs import finished
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads:
         jobs = {run: pool.submit(_train_in_worker, train, *run, i) for i, run in enumerate(runs)}
         yield wait_for_run
     except BaseException as failure:
-        for process in multiprocessing.active_children():
-            process.kill()
+        _kill_workers()
         if isinstance(failure, BrokenProcessPool):
             raise SkipformError(
                 "a worker was killed, perhaps because memory ran out; the same command resumes, also with fewer"
@@ -140,15 +139,25 @@ class WorkerProgress:
         print(text, file=file, flush=True)
 
 
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
+
+
 def _train_in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
     return train(label, seed, WorkerProgress(run))
 
 
 def _start_worker(threads: int, counters: Any) -> None:
-    """Prepare a worker: it ignores Ctrl-C, which its parent process handles, and exits when the parent exits."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _leave_signals_to_the_parent()
     configure_process(threads)
     WorkerProgress.counters = counters
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Let a worker ignore Ctrl-C, which is for the process that started it, and end when that process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def exit_with_parent() -> None:
         wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
@@ -174,6 +183,9 @@ def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, 
         if failures.empty():
             raise
         raise SkipformError(failures.get()) from None
+    except BaseException:
+        _kill_workers()
+        raise
     return 0
 
 
@@ -183,6 +195,7 @@ def _start_rank(
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "skipform"}
     os.environ |= {key: str(value) for key, value in (ranks | where).items()}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         main(argv)
     except SkipformError as error:
@@ -215,10 +228,10 @@ def run_grid(
     outputs.mark(folder, [*(path.name for path in paths), "submitit/"])
     results = {path: result for path in paths if (result := _stored(path)) is not None}
     missing = {path: cell for path, cell in zip(paths, cells, strict=True) if path not in results}
-    with tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", disable=None) as bar:
+    with tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar:
         for path, result in _run_cells(function, missing, folder, executor, workers, slurm or {}):
-            write_json(path, {"result": result, "sha256": _digest(result)})
-            results[path] = result
+            results[path] = defined(result)
+            write_json(path, {"result": results[path], "sha256": _digest(results[path])})
             bar.update()
     return [results[path] for path in paths]
 
@@ -251,14 +264,22 @@ def _run_cells(
         # A fork server imports the measuring code once for all workers, and forks before any thread exists.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([function.__module__])
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            submitted = {pool.submit(function, **cell): path for path, cell in missing.items()}
-            yield from ((submitted[job], job.result()) for job in as_completed(submitted))
+        with ProcessPoolExecutor(workers, context, _leave_signals_to_the_parent) as pool:
+            try:
+                submitted = {pool.submit(function, **cell): path for path, cell in missing.items()}
+                yield from ((submitted[job], job.result()) for job in as_completed(submitted))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                _kill_workers()
+                raise
     else:
         import submitit
 
-        cluster = submitit.AutoExecutor(folder / "submitit")
-        cluster.update_parameters(timeout_min=60, **slurm)
+        try:
+            cluster = submitit.AutoExecutor(folder / "submitit")
+            cluster.update_parameters(**({"timeout_min": 60} | slurm))
+        except (NameError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise SkipformError(f"--slurm {shown(slurm)}: {one_line(error, 1000)}") from error
         with cluster.batch():
             jobs = [cluster.submit(function, **cell) for cell in missing.values()]
         where = dict(zip(jobs, missing, strict=True))

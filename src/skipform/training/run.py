@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
@@ -35,6 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from skipform import data, nets, tasks
+from skipform.arguments import Count, Factor, Range
 from skipform.errors import SkipformError
 from skipform.files import checksum, fingerprint, read_json, versions, whole, write_json, write_text, write_yaml
 from skipform.runs import FILES, Run
@@ -156,14 +157,14 @@ class NoProfiler(PassThroughProfiler):
 
 def build_trainer(
     *,
-    max_epochs: int,
+    max_epochs: Count,
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
-    gradient_clip_val: float | None = None,
+    gradient_clip_val: Factor | None = None,
     fast: bool = False,
     strategy: Literal["auto", "ddp"] = "auto",
-    devices: int = 1,
-    num_nodes: int = 1,
+    devices: Annotated[int, Range(1, 64)] = 1,
+    num_nodes: Annotated[int, Range(1, 4096)] = 1,
     callback: Callback,
 ) -> Trainer:
     """Lightning's Trainer: deterministic unless `fast`, silent, and with as little overhead per step as possible.
