@@ -812,6 +812,8 @@ def adaptive(function: Callable[..., Any], rank: int, *, average: bool = False) 
 def resized(rank: int, mode: str, **how: Any) -> Generator:
     def generator(d: Drawing, i: int) -> Step:
         sizes = [d.choice(max(1, n // 2), n, n + 1, 2 * n) for n in d.sizes[i][2:]]
+        if "antialias" in how and sizes[-1] == 1:  # there torch is wrong, and the module is refused
+            sizes[-1] = 2
         return Step(
             lambda x: F.interpolate(x, size=sizes, mode=mode, **how),
             (i,),
