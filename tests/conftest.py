@@ -7,6 +7,7 @@ project's modules that happen to be imported. Fresh examples, with the blob that
     pytest --hypothesis-profile=fresh [--hypothesis-seed=N]
 """
 
+import os
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
 providers._get_local_constants = providers.Constants
 settings.register_profile(
     "same", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

@@ -253,6 +253,8 @@ MODULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_rewritten_network_is_independent_of_the_original_and_leaves_it_alone(name):
     torch.manual_seed(0)
