@@ -50,7 +50,7 @@ def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
         settings=settings,
     )
     try:
-        return WandbLogger(experiment=start(mode=mode))
+        return WandbLogger(experiment=start(mode=mode))  # type: ignore[arg-type]
     except wandb.errors.CommError as error:
         print(f"W&B is not reached, so the run is logged offline: {first_line(error)}", file=sys.stderr, flush=True)
         return WandbLogger(experiment=start(mode="offline"))
