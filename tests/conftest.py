@@ -1,18 +1,29 @@
-"""Settings of all tests: hypothesis has no deadline, because a slow machine is not a failure.
+"""What holds for all tests.
 
-`--hypothesis-profile=fresh` draws new random modules in test_compiler_random.py, which are otherwise always the same.
+Hypothesis draws the same examples at every run, on every machine and in whatever order the tests run: not at random,
+without a deadline, which a loaded machine would miss, and without the constants that it would collect from those of the
+project's modules that happen to be imported. Fresh examples, with the blob that repeats a failure:
+
+    pytest --hypothesis-profile=fresh [--hypothesis-seed=N]
 """
 
+import os
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
-settings.register_profile("patient", deadline=None)
-settings.register_profile("fresh", deadline=None, print_blob=True)
-settings.load_profile("patient")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
+assert providers._get_local_constants  # hypothesis has no public setting for this
+providers._get_local_constants = providers.Constants
+settings.register_profile(
+    "same", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("fresh", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -253,6 +253,8 @@ MODULES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export:UserWarning")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("name", MODULES)
 def test_the_rewritten_network_is_independent_of_the_original_and_leaves_it_alone(name):
     torch.manual_seed(0)
@@ -290,6 +292,16 @@ def test_a_network_of_coarse_numbers_is_rewritten_in_them(dtype):
         expected, actual = module(x), plain(x)
     assert actual.dtype == dtype
     assert (expected - actual).abs().max() <= 16 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: F.softshrink(x, 0.3) + W.frac()[0], lambda x: F.softshrink(x.add_(1))],
+    ids=["a constant without a rule", "an input written to"],
+)
+def test_softshrink_has_its_rule_where_torch_decomposes_the_module(function):
+    module = Function(function).eval()
+    assert_same(module, rewrite(module, numbers(2, 3), check=False), (3,))
 
 
 def test_maps_are_not_folded_where_the_product_underflows():
@@ -365,6 +377,10 @@ REFUSED = {
     "a traced module": (torch.jit.trace(nn.Linear(3, 4).double(), numbers(2, 3)), "does not run"),
     "a module without weights": (nn.Linear(3, 4, device="meta").double(), "meta"),
     "a draw": (Function(lambda x: x + torch.rand(3)), "random"),
+    "an antialiased image of width 1": (
+        Function(lambda x: F.interpolate(x[:, None, :, None], (2, 1), mode="bilinear", antialias=True)),
+        "wrongly",
+    ),
     "a division that rounds": (Function(lambda x: torch.div(x, 2, rounding_mode="floor")), "rounded"),
 }
 

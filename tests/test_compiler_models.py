@@ -173,11 +173,20 @@ def test_a_segmentation_model_keeps_its_dictionary():
     assert difference(model, plain, x) <= 1e-12
 
 
-def test_resnet18_is_rewritten_within_5_seconds():
-    model = torchvision.models.resnet18().eval()
-    start = time.process_time()  # of this process alone, whatever else the machine does
-    rewrite(model, torch.randn(1, 3, 64, 64))
-    assert time.process_time() - start <= 5
+def test_rewriting_resnet18_takes_at_most_three_times_its_export():
+    """1.9 times when this was written: a second where torch.export takes 0.6."""
+    model, x = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
+
+    def seconds(function):
+        start = time.process_time()  # of this process alone, whatever else the machine does
+        function()
+        return time.process_time() - start
+
+    def export():
+        torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+
+    export()  # imports what torch imports at its first export
+    assert seconds(lambda: rewrite(model, x)) <= 3 * seconds(export)
 
 
 def test_a_relu_in_place_on_the_input_is_a_relu():

@@ -1,9 +1,7 @@
 """Random modules made of every operation in the table of rules, against the modules themselves.
 
-A run draws MODULES modules of FUNCTIONS functions (300 in all), a function being a chain or graph of 1 to 6 operations.
-The draws are the same at every run, so that the suite is stable. Fresh ones, with the blob that repeats a failure:
-
-    pytest -n 0 tests/test_compiler_random.py --hypothesis-profile=fresh [--hypothesis-seed=N]
+A run draws 315 functions, FUNCTIONS of them in a module, a function being a chain or graph of 1 to 6 operations.
+The draws are the same at every run; conftest.py says how to have fresh ones.
 
 Tolerance. Half of the modules are whole: their weights and inputs are small whole numbers and every division is by a
 power of 2, so that all sums are exact whatever their order, and the rewritten module must give the same numbers, in
@@ -36,8 +34,7 @@ from skipform.compiler.rules import RULES
 from skipform.errors import SkipformError
 from skipform.measure.program import Program
 
-MODULES, FUNCTIONS = 60, 5
-DRAWS = settings(derandomize=settings.get_current_profile_name() != "fresh", print_blob=True, deadline=None)
+MODULES, FUNCTIONS = 45, 5
 A = torch.ops.aten
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 16)  # 2 and 3: the compiler's batches; 3, 4: runs of indices; 8: entries of a key
 SMALL = 128  # entries of a sample up to which an operation may enlarge it
@@ -812,6 +809,8 @@ def adaptive(function: Callable[..., Any], rank: int, *, average: bool = False) 
 def resized(rank: int, mode: str, **how: Any) -> Generator:
     def generator(d: Drawing, i: int) -> Step:
         sizes = [d.choice(max(1, n // 2), n, n + 1, 2 * n) for n in d.sizes[i][2:]]
+        if "antialias" in how and sizes[-1] == 1:  # there torch is wrong, and the module is refused
+            sizes[-1] = 2
         return Step(
             lambda x: F.interpolate(x, size=sizes, mode=mode, **how),
             (i,),
@@ -1035,7 +1034,7 @@ def test_every_generator_reaches_the_rule_of_its_name(part, monkeypatch):
     names = sorted(GENERATORS)[part::5]
 
     def draw(chosen):
-        @settings(DRAWS, max_examples=2, database=None)
+        @settings(max_examples=2)
         @given(modules(len(chosen), 2, [[name] for name in chosen]))
         def every_operation(drawn):
             module, _, sizes, whole = drawn
@@ -1080,7 +1079,7 @@ def unless_refused(make: Callable[..., Any], *args: Any, **how: Any) -> Any:
         reject()
 
 
-@settings(DRAWS, max_examples=MODULES)
+@settings(max_examples=MODULES)
 @given(modules(), st.integers(1, 3), st.booleans(), st.booleans(), st.booleans())
 def test_random_modules_equal_their_rewriting(drawn, batch, single, keep_add, check):
     double, float32, sizes, whole = drawn
@@ -1096,7 +1095,7 @@ def test_random_modules_equal_their_rewriting(drawn, batch, single, keep_add, ch
             assert_within(expected, given, double.bounds(inputs, unit, whole))
 
 
-@settings(DRAWS, max_examples=MODULES // 4)
+@settings(max_examples=MODULES // 3)
 @given(modules(2), st.booleans())
 def test_random_modules_equal_their_canonical_network(drawn, check):
     module, _, sizes, whole = drawn
@@ -1112,7 +1111,7 @@ def test_random_modules_equal_their_canonical_network(drawn, check):
             assert_within(expected, list(pieces), module.bounds(inputs, 2.0**-53, whole))
 
 
-@settings(DRAWS, max_examples=MODULES // 4)
+@settings(max_examples=MODULES // 3)
 @given(modules(1, 1), st.booleans())
 def test_random_modules_equal_their_program(drawn, check):
     module, _, sizes, whole = drawn

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -221,29 +223,51 @@ def test_the_summary_is_median_and_range_over_the_seeds(unkilled):
 
 
 def test_a_run_killed_by_sigkill_ends_with_the_same_bytes(tmp_path):
-    longer = written(tmp_path, trainer={"max_epochs": 25, "accelerator": "cpu"})
-    command = [sys.executable, "-c", f"from skipform.stages.fit import main; main({[*longer, '--seeds', '0', '1']!r})"]
+    longer = [*written(tmp_path, trainer={"max_epochs": 9, "accelerator": "cpu"}), "--seeds", "0", "1"]
     work = tmp_path / "out.partial" / "dense"
-    killed = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    while not (work / "seed1" / "last.ckpt").exists():  # the first seed is done, the second has begun
-        assert killed.poll() is None
-        time.sleep(0.005)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
+    with started_and_stopped_in_epoch(9 + 4, longer, tmp_path) as process:  # the fourth of the second seed
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     assert not (work / "seed1" / "provenance.json").exists()
     finished = (work / "seed0" / "provenance.json").read_bytes()
-    epochs_done = len(torch.load(work / "seed1" / "last.ckpt", weights_only=True)["callbacks"]["Journal"]["rows"])
-    assert 1 <= epochs_done < 25
+    assert len(torch.load(work / "seed1" / "last.ckpt", weights_only=True)["callbacks"]["Journal"]["rows"]) == 3
     with pytest.MonkeyPatch.context() as patch:
         again = counting_epochs(patch)
-        fit.main([*longer, "--seeds", "0", "1"])
-    assert again == list(range(epochs_done, 25))  # of the second seed only, from where it was
+        fit.main(longer)
+    assert again == list(range(3, 9))  # of the second seed only, from where it was
     assert (tmp_path / "out" / "dense" / "seed0" / "provenance.json").read_bytes() == finished
     resumed = contents(tmp_path / "out")
-    fit.main([*longer, "--seeds", "0", "1"])
+    fit.main(longer)
     assert contents(tmp_path / "out") == resumed
     assert not (tmp_path / "out.partial").exists()
+
+
+@contextmanager
+def started_and_stopped_in_epoch(number: int, arguments: list[str], folder: Path, processes: int = 1):
+    """`fit` in a process of its own, as soon as all processes that train have begun this epoch, counted from 1 over
+    their runs, where they wait for ever."""
+    begin, begun = Journal.on_train_epoch_start, itertools.count(1)
+
+    def stopped(self, trainer, pl_module):
+        if next(begun) == number:
+            (folder / f"stopped{os.getpid()}").touch()
+            threading.Event().wait()
+        begin(self, trainer, pl_module)
+
+    def main():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup, a shell's & and some CI ignore
+        fit.main(arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "on_train_epoch_start", stopped)
+        process = multiprocessing.get_context("fork").Process(target=main)
+        process.start()
+    while len(list(folder.glob("stopped*"))) < processes:
+        assert process.is_alive()
+        time.sleep(0.005)
+    yield process
 
 
 def counting_epochs(patch: pytest.MonkeyPatch) -> list[int]:
@@ -270,21 +294,18 @@ def test_runs_in_parallel_processes_write_the_same_bytes_and_count_every_step(tm
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_workers_end_with_the_process_that_started_them_and_the_next_one_resumes(end, tmp_path):
     longer = [*written(tmp_path, trainer={"max_epochs": 9, "accelerator": "cpu"}), "--seeds", "0", "1", "--workers"]
-    process = multiprocessing.get_context("fork").Process(target=fit.main, args=([*longer, "2"],))
-    process.start()
-    begun = [tmp_path / "out.partial" / "dense" / f"seed{seed}" / "last.ckpt" for seed in (0, 1)]
-    while not all(path.exists() for path in begun):
-        assert process.is_alive()
-        time.sleep(0.005)
-    os.kill(process.pid, end)
-    process.join()
+    with started_and_stopped_in_epoch(4, [*longer, "2"], tmp_path, processes=2) as process:
+        os.kill(process.pid, end)
+        process.join()
     with alone_at_last(tmp_path / "out.partial"):
-        epochs_done = [len(torch.load(path)["callbacks"]["Journal"]["rows"]) for path in begun]
+        for seed in (0, 1):
+            checkpoint = torch.load(tmp_path / "out.partial" / "dense" / f"seed{seed}" / "last.ckpt")
+            assert len(checkpoint["callbacks"]["Journal"]["rows"]) == 3
     assert not (tmp_path / "out").exists()
     with pytest.MonkeyPatch.context() as patch:
         again = counting_epochs(patch)
         fit.main([*longer, "1"])
-    assert again == [epoch for done in epochs_done for epoch in range(done, 9)]
+    assert again == [*range(3, 9), *range(3, 9)]
     resumed = contents(tmp_path / "out")
     fit.main([*longer, "2"])
     assert contents(tmp_path / "out") == resumed
@@ -293,7 +314,7 @@ def test_workers_end_with_the_process_that_started_them_and_the_next_one_resumes
 @contextmanager
 def alone_at_last(work: Path):
     """Lock the work folder as soon as no other process holds it; workers hold it together with their parent process."""
-    for _ in range(1000):
+    for _ in range(10_000):
         try:
             with outputs.alone(work, "fit"):
                 yield
@@ -457,6 +478,18 @@ def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monke
     fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"])
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
     assert "wandb" not in "".join(capfd.readouterr())
+
+
+def test_with_a_key_but_no_network_wandb_keeps_its_run_here_and_says_so_in_a_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing answers at port 9
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 1.0)
+    fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0"])
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    (line,) = (line for line in "".join(capfd.readouterr()).splitlines() if "W&B" in line or "wandb" in line)
+    assert line.startswith("W&B is not reached, so the run is logged offline: ")
 
 
 def test_a_logger_counts_in_epochs_and_after_a_restart_is_given_those_before_it(tmp_path, unkilled, monkeypatch):

@@ -99,7 +99,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         with torch.no_grad(), _no_tracebacks():
             program = torch.export.export(module, inputs, dynamic_shapes=(free,) if variadic else free, strict=False)
             if not _plain(program.graph):
-                program = program.run_decompositions(_unannounced_views(program.graph))
+                program = _run_decompositions(program, _unannounced_views(program.graph))
             program = _decomposed(program, supported)
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):  # the model's own
@@ -134,6 +134,19 @@ def _no_tracebacks() -> Iterator[None]:
         logger.disabled = before
 
 
+def _run_decompositions(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> ExportedProgram:
+    """program.run_decompositions(table), which also decomposes softshrink, whatever the table, by comparisons of the
+    input: its rule could not act. So softshrink(x, c) is written x - clamp(x, -c, c) before, which is the same."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.softshrink.default:
+            x, bound = node.args[0], node.args[1] if len(node.args) > 1 else 0.5
+            with program.graph.inserting_before(node):
+                clamped = program.graph.call_function(torch.ops.aten.clamp.default, (x, -bound, bound))
+            clamped.meta = {**node.meta}
+            node.target, node.args = torch.ops.aten.sub.Tensor, (x, clamped)
+    return program.run_decompositions(table)
+
+
 def _decomposed(program: ExportedProgram, supported: Callable[[Any], bool]) -> ExportedProgram:
     """The program with torch's own decompositions of the operations that have no rule."""
     computing = [
@@ -146,7 +159,7 @@ def _decomposed(program: ExportedProgram, supported: Callable[[Any], bool]) -> E
         return program
     known = torch.export.default_decompositions()
     table = {target: known[target] for target in without_rule if target in known}
-    return program.run_decompositions(table) if table else program
+    return _run_decompositions(program, table) if table else program
 
 
 def _same_for_every_batch(name: str, graph: fx.Graph) -> None:

@@ -5,18 +5,21 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import WandbLogger
 
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, one_line
 from skipform.files import temporary_folder
+
+ANSWER_WITHIN = 5.0  # seconds in which W&B must answer; asking who the key belongs to comes before, 2 seconds more
 
 
 def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B run in ./wandb (or WANDB_DIR), online only with a key; it never asks a question.
+    """A W&B run in ./wandb (or WANDB_DIR), online only with a key and a network; it never asks a question.
 
     mode: auto, online, offline or disabled; auto is WANDB_MODE, or else online with a key and offline without one.
     """
@@ -31,20 +34,31 @@ def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
 
     if mode not in ("online", "offline", "shared"):
         raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: online, offline, shared, disabled")
-    started = wandb.init(
+    # what W&B would gather about machine and packages is in provenance.json, and takes half a second per run
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        x_disable_meta=True,
+        x_disable_stats=True,
+        disable_git=True,
+        init_timeout=ANSWER_WITHIN,
+    )
+    wandb.setup(settings)
+    start = partial(
+        wandb.init,
         project="skipform",
         group="{experiment} {scale}".format(**config),
         name="{experiment} {variant} seed{seed}".format(**config),
         dir=os.environ.get("WANDB_DIR", "."),
-        mode=mode,  # type: ignore[arg-type]
         config=config,
         reinit="create_new",  # a run that failed in this process may still be open
-        # what W&B would gather about machine and packages is in provenance.json, and takes half a second per run
-        settings=wandb.Settings(
-            silent=True, console="off", x_disable_meta=True, x_disable_stats=True, disable_git=True
-        ),
+        settings=settings,
     )
-    return WandbLogger(experiment=started)
+    try:
+        return WandbLogger(experiment=start(mode=mode))  # type: ignore[arg-type]
+    except wandb.errors.CommError as error:
+        print(f"W&B is not reached, so the run is logged offline: {one_line(error)}", file=sys.stderr, flush=True)
+        return WandbLogger(experiment=start(mode="offline"))
 
 
 def import_wandb() -> None:

@@ -78,9 +78,11 @@ def upsample_nearest(e: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> fx.No
 def upsample(e: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
     """Every other aten.upsample_* (linear, bilinear, bicubic, ...): a matrix along each axis, read off from the images
     of the unit vectors. The other axes have two equal entries: torch 2.11 interpolates wrongly with antialias where
-    the last size is 1."""
+    the last size is 1, so that the original is refused there."""
     counts = result_sizes(e)
     rank = len(counts) - 2
+    if e.source.target._schema.name.endswith("_aa") and counts[3] == 1 and counts[2] not in (1, size_of(x, 2)):
+        raise e.unsupported("is computed wrongly by torch where the last size is 1", "antialias=False")
     for axis in range(rank):
         d, n = axis + 2, size_of(x, axis + 2)
         unit = torch.eye(n, dtype=torch.float64).reshape(1, n, *(n if i == axis else 1 for i in range(rank)))

@@ -76,7 +76,10 @@ def number(e: Emitter, value: Any) -> Any:
 
 def real(e: Emitter, x: Value) -> Tensor:
     """A constant tensor or a number as a float64 tensor."""
-    return torch.as_tensor(number(e, x), dtype=torch.float64, device=e.device)
+    value = number(e, x)
+    if isinstance(value, Tensor) and value.is_complex():
+        raise e.unsupported(f"computes with {value.dtype}", "one dtype throughout")
+    return torch.as_tensor(value, dtype=torch.float64, device=e.device)
 
 
 def pooled_dims(e: Emitter, x: fx.Node) -> list[int]:
