@@ -77,7 +77,7 @@ def test_the_command_writes_a_program_that_torch_loads(tmp_path):
     ("arguments", "words"),
     [
         (["torch.nn:GELU", "--input", "1,4", "--out", "net.onnx"], "gelu"),
-        (["torch.nn:ReLU", "--input", "1,x", "--out", "net.onnx"], "--input 1,x"),
+        (["torch.nn:ReLU", "--input", "1,x", "--out", "net.onnx"], "--input '1,x'"),
         (["torch.nn:ReLU", "--input", "0,4", "--out", "net.onnx"], "at least 1"),
         (["torch.nn:ReLU", "--input", "1,4", "--out", "net.txt"], ".safetensors"),
         (["torch.nn:Nothing", "--input", "1,4", "--out", "net.onnx"], "MODULE:FACTORY"),

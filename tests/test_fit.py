@@ -163,7 +163,7 @@ def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
         assert sorted(path.name for path in folder.iterdir()) == sorted(run.FILES)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
-        rows = list(csv.DictReader((folder / "history.csv").open()))
+        rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
         assert [row["epoch"] for row in rows] == ["1", "2", "3"]
         for key, value in rows[-1].items():  # the last epoch's numbers, to the last digit
             assert key == "epoch" or float(value) == metrics[key]

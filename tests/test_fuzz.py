@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from skipform import outputs
 from skipform.errors import SkipformError
 from skipform.runs import FILES, Run, read_summary
 from skipform.stages import cli, fit
@@ -340,6 +341,7 @@ def test_weights_that_are_no_numbers_are_refused(trained):
 def test_a_run_whose_checkpoint_is_damaged_begins_again_and_ends_with_the_same_bytes(trained, capsys):
     folder, argv = trained
     shutil.copytree(folder / "unfinished", work := folder / "again.partial" / "net" / "seed0")
+    outputs.mark(folder / "again.partial", [f"net/seed0/{path.name}" for path in work.iterdir()])
     content = bytearray((work / "last.ckpt").read_bytes())
     content[len(content) // 2] ^= 1
     (work / "last.ckpt").write_bytes(content)

@@ -70,7 +70,7 @@ def test_a_killed_grid_resumes_where_it_stopped(cell, tmp_path):
         assert first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.communicate()
     assert len(list((tmp_path / "partial").glob("[!.]*.json"))) == 3
     (tmp_path / "gate").touch()
     again = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """Outputs: a bad place is refused in one line before any work, and nothing is removed that no command has written."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -120,8 +121,10 @@ def leave_run(folder):
     """As much of a finished run of `classify` as is looked at before it is measured."""
     run = folder / "plain" / "seed0"
     run.mkdir(parents=True)
-    (run / "provenance.json").write_text('{"fingerprint": "f"}')
-    (run / "config.yaml").write_text("task: {name: classify}")
+    keys = {"fingerprint": "f", "command": "", "commit": "", "training_seconds": 0.0, "hardware": {}, "versions": {}}
+    (run / "provenance.json").write_text(json.dumps(keys))
+    blocks = {"net": {"name": "any"}, "data": {"name": "any"}, "task": {"name": "classify"}, "optimizer": {}}
+    (run / "config.yaml").write_text(json.dumps({"scale": "smoke", "variant": "plain", "seed": 0} | blocks))
 
 
 @pytest.mark.parametrize("command", FILES)

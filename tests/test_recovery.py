@@ -1,4 +1,4 @@
-"""`skipform repro` after a kill: what dvc writes in place is put right, in one line each, and the pipeline goes on."""
+"""After a kill: what dvc writes in place is put right, in one line each, and the pipeline goes on."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from skipform import recovery
 from skipform.errors import SkipformError
 from skipform.stages import repro
 
@@ -75,24 +76,24 @@ def project(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_killed_while_it_writes_goes_on_with_the_same_command(project, monkeypatch, capfd):
-    assert repro.main() == 0  # without .git, as in an archive
+    assert repro.main(jobs=1) == 0  # without .git, as in an archive
     expected = Path("dvc.lock").read_text().splitlines()
-    # dvc.lock is written at the end of each stage, the table dozens of times: first, and while a stage has its outputs.
+    # Of each dvc: dvc.lock is written at the end of a stage, the table before, while the stage has its outputs.
     for moment, begins in {
         "dvc.lock 1 50": "dvc.lock was cut short; it is again as in build/dvc.lock",
-        "dvc.lock 2 0": "dvc.lock was cut short; it is again as in build/dvc.lock",
+        "dvc.lock 1 0": "dvc.lock was cut short; it is again as in build/dvc.lock",
         "rwlock 14 50": ".dvc/tmp/rwlock could not be read; it is removed",
         "rwlock 14 100": ".dvc/tmp/rwlock named a dvc that has ended (process ",
     }.items():
         (project / "source").write_text(moment)
         Path("second").unlink()
         monkeypatch.setenv("KILLED_AT", moment)
-        assert repro.main() == -signal.SIGKILL
+        assert repro.main(jobs=1) == -signal.SIGKILL
         monkeypatch.delenv("KILLED_AT")
         done = [line for line in capfd.readouterr().err.splitlines() if line.startswith("skipform repro: ")]
         assert done[0].startswith(f"skipform repro: {begins}")
         assert done[1:] == ["skipform repro: dvc was killed; the same command goes on"]
-        assert repro.main() == 0
+        assert repro.main(jobs=1) == 0
         assert not capfd.readouterr().err
         assert Path("second").read_text() == "1\n1\n"
         changed = set(expected) ^ set(Path("dvc.lock").read_text().splitlines())
@@ -100,22 +101,22 @@ def test_a_pipeline_killed_while_it_writes_goes_on_with_the_same_command(project
 
 
 def test_what_was_killed_with_its_dvc_is_put_right_at_the_next_start(project, monkeypatch, capfd):
-    assert repro.main() == 0
+    assert repro.main(jobs=1) == 0
     (project / "source").write_text("other")
     environment = repro._environment() | {"KILLED_AT": "dvc.lock 1 50"}
     assert subprocess.run(["dvc", "repro"], env=environment, capture_output=True).returncode == -signal.SIGKILL
     capfd.readouterr()
-    assert repro.main() == 0
+    assert repro.main(jobs=1) == 0
     assert capfd.readouterr().err.startswith("skipform repro: dvc.lock was cut short")
-    assert repro.complete(Path("dvc.lock").read_text())
+    assert recovery.complete(Path("dvc.lock").read_text())
 
 
 def test_a_lock_file_cut_anywhere_is_restored_or_lacks_lines_of_its_last_stage(project):
-    assert repro.main() == 0
+    assert repro.main(jobs=1) == 0
     text = Path("dvc.lock").read_text()
     for end in range(len(text)):
         Path("dvc.lock").write_text(text[:end])
-        done = repro.recover()
+        done = recovery.recover()
         if done:
             assert Path("dvc.lock").read_text() == text
         else:  # taken for a new state; dvc runs the last stage again
@@ -124,23 +125,23 @@ def test_a_lock_file_cut_anywhere_is_restored_or_lacks_lines_of_its_last_stage(p
             Path("build/dvc.lock").write_text(text)
     for damaged in (b"\0" * 400, b"\xff\xfe", b"- a list\n"):
         Path("dvc.lock").write_bytes(damaged)
-        assert len(repro.recover()) == 1
+        assert len(recovery.recover()) == 1
         assert Path("dvc.lock").read_text() == text
 
 
 def test_a_lock_file_cut_short_without_a_copy_is_refused_in_one_line(project):
     Path("dvc.lock").write_text("schema: '2.0'\nstages:\n  fi")
     with pytest.raises(SkipformError, match=r"^dvc\.lock: cut short, and there is no copy in build/dvc\.lock; `git"):
-        repro.main()
-    repro.COPY.parent.mkdir()
-    repro.COPY.write_bytes(b"\xff")
+        repro.main(jobs=1)
+    recovery.COPY.parent.mkdir()
+    recovery.COPY.write_bytes(b"\xff")
     with pytest.raises(SkipformError, match="cut short"):
-        repro.main()
+        repro.main(jobs=1)
 
 
 def test_no_state_of_dvc_is_made_where_there_is_none(project):
     shutil.rmtree(".dvc")
-    assert repro.recover() == []
+    assert recovery.recover() == []
     assert not Path(".dvc").exists()
 
 
@@ -153,24 +154,25 @@ def test_only_processes_that_are_dvc_and_run_stay_in_the_table(project):
     (project / "dvc").chmod(0o755)
     zombie = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     zombie.stdout.read()  # it has ended, and nobody has waited for it
+    zombie.stdout.close()
     os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     with subprocess.Popen([project / "dvc"], stdin=subprocess.PIPE) as running:
         try:
-            while not repro._is_dvc(running.pid):  # until it is no copy of this process any more
+            while not recovery.is_dvc(running.pid):  # until it is no copy of this process any more
                 assert running.poll() is None
             ended = sorted({zombie.pid, gone.pid, os.getpid()})
-            repro.TABLE.parent.mkdir(parents=True)
+            recovery.TABLE.parent.mkdir(parents=True)
             both = {
                 "read": entries(*ended, running.pid),
                 "write": {f"/{pid}": entries(pid)["/project/first"][0] for pid in ended},
             }
-            repro.TABLE.write_text(json.dumps(both))
-            (line,) = repro.recover()
+            recovery.TABLE.write_text(json.dumps(both))
+            (line,) = recovery.recover()
             assert f"(process {', '.join(map(str, ended))})" in line
-            assert json.loads(repro.TABLE.read_text()) == {"read": entries(running.pid), "write": {}}
-            assert repro.recover() == []
+            assert json.loads(recovery.TABLE.read_text()) == {"read": entries(running.pid), "write": {}}
+            assert recovery.recover() == []
         finally:
             running.communicate(b"\n")
     zombie.wait()
@@ -178,25 +180,25 @@ def test_only_processes_that_are_dvc_and_run_stay_in_the_table(project):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"read": 1}', '{"write": {"/a": {"pid": "1"}}}', "\0\0"])
 def test_a_table_that_cannot_be_read_is_removed(project, text):
-    repro.TABLE.parent.mkdir(parents=True)
-    repro.TABLE.write_text(text)
-    assert repro.recover() == [".dvc/tmp/rwlock could not be read; it is removed"]
-    assert not repro.TABLE.exists()
+    recovery.TABLE.parent.mkdir(parents=True)
+    recovery.TABLE.write_text(text)
+    assert recovery.recover() == [".dvc/tmp/rwlock could not be read; it is removed"]
+    assert not recovery.TABLE.exists()
 
 
 def test_nothing_is_put_right_while_a_dvc_is_writing(project):
-    repro.TABLE.parent.mkdir(parents=True)
-    for path in (Path("dvc.lock"), repro.TABLE):
+    recovery.TABLE.parent.mkdir(parents=True)
+    for path in (Path("dvc.lock"), recovery.TABLE):
         path.write_text("half of")
-    with repro._locked(repro.TABLE.with_name("lock")), repro._locked(repro.TABLE.with_name("rwlock.lock")):
-        assert repro.recover() == []
-    assert repro.TABLE.read_text() == Path("dvc.lock").read_text() == "half of"
+    with recovery.locked(recovery.TABLE.with_name("lock")), recovery.locked(recovery.TABLE.with_name("rwlock.lock")):
+        assert recovery.recover() == []
+    assert recovery.TABLE.read_text() == Path("dvc.lock").read_text() == "half of"
 
 
 def test_without_dvc_the_pipeline_is_refused_in_one_line(project, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SkipformError, match=r"^no program dvc on the PATH; accepted: "):
-        repro.main()
+        repro.main(jobs=1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"first": "x"}', "\0"])

@@ -109,7 +109,7 @@ RANGES = {  # a line of the experiment -> what is put there, and the words of th
         + 100_000 * "x": r"variants\.one\.width: 'x+\.\.\. \(100,002 characters\) is not accepted; accepted: int$",
         "width: null": r"variants\.one\.width: None is not accepted; accepted: int$",
     },
-    "{name: mlp, depth: 1, width: 4}": {"&a {name: fcn, backbone: *a}": "contains itself"},
+    "{name: mlp, depth: 1, width: 4}": {"&a {name: fcn, backbone: *a}": "holds itself"},
     "depth: 1,": {"depth: 1000000,": r"variants\.one\.depth: 1000000; accepted: 0 to 10000"},
     "max_epochs: 1,": {
         "max_epochs: 1, devices: 1000000,": r"trainer\.devices: 1000000; accepted: 1 to 64",
@@ -173,7 +173,7 @@ OPTIONS = [
     ("measure x --out y --slices 0", "--slices: 0; accepted: 1 or more"),
     ("measure x --out y --batch -3", "--batch: -3; accepted: 1 or more"),
     ("measure x --out y --workers 0", "--workers: 0; accepted: 1 or more"),
-    ("measure x --out y", "x: no finished run"),
+    ("measure x --out y.json", "x: no finished run"),
     ("claims x --out y --margin .inf", "--margin: inf; accepted: a finite number"),
     ("claims x --out y --margin -1", "--margin: -1.0; accepted: 0 to"),
     ("examples x --out y --count 0", "--count: 0; accepted: 1 or more"),

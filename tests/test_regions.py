@@ -30,7 +30,7 @@ def test_the_table_and_the_counts_are_those_of_the_plane(cross, capsys):
     output = capsys.readouterr().out
     assert "activation regions   4 " in output
     assert "affine pieces        4" in output
-    rows = list(csv.DictReader((cross / "plane.csv").open()))
+    rows = list(csv.DictReader((cross / "plane.csv").read_text().splitlines()))
     assert len(rows) == 4
     assert sum(float(row["area"]) for row in rows) == pytest.approx(4.0, abs=1e-12)  # the box, to rounding
     assert {row["piece"] for row in rows} == {"0", "1", "2", "3"}
@@ -48,7 +48,7 @@ def test_given_points_span_the_plane(cross):
     # The box around (1, 1) that stays right of and above both kinks.
     box = ["--box", "[-0.5, 0.5, -0.5, 0.5]"]
     assert cli.main(["regions", "crossing:net", "--input", "2", "--points", "points.npy", *box, "-o", "p.svg"]) == 0
-    assert len(list(csv.DictReader((cross / "p.csv").open()))) == 1
+    assert len(list(csv.DictReader((cross / "p.csv").read_text().splitlines()))) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -84,15 +85,20 @@ def _chosen(file: Path, trained: bool) -> Iterator[str]:
     """The modules of the nets and data, and of the task if it is `trained`, that an experiment names at any scale."""
     from skipform import data, tasks
     from skipform.sources import nets_in
-    from skipform.training.experiment import read
 
-    for scale in sorted(path.stem for path in file.parent.parent.glob("scale/*.yaml")):
-        experiment = read(file, scale)
+    for experiment in _experiments(file):
         yield data.kind(experiment.data["name"]).__module__
         if trained:
             yield tasks.kind(experiment.task["name"]).__module__
         for block in experiment.variants.values():
             yield from (f"skipform.nets.{net}" for net in nets_in(block))
+
+
+@cache  # of one process, for many stages name the same experiment
+def _experiments(file: Path) -> list[Any]:
+    from skipform.training.experiment import read_all
+
+    return [*read_all(file).values()]
 
 
 def _filled(template: str, key: str, item: Any) -> str:

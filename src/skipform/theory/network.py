@@ -294,7 +294,8 @@ def _rationals(where: str, array: np.ndarray) -> np.ndarray:
 
 def _relu(values: np.ndarray) -> np.ndarray:
     """max(t, 0) entry by entry; 0 * t is a zero of the same type as t, and NaN stays NaN."""
-    return np.where(values <= 0, values * 0, values)
+    with np.errstate(invalid="ignore"):  # of infinite values, which become NaN
+        return np.where(values <= 0, values * 0, values)
 
 
 def perceptron(maps: Sequence[Affine]) -> CanonicalNetwork:

@@ -64,17 +64,23 @@ def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> 
     scales = sorted(file.stem for file in folder.glob("*.yaml"))
     if scale not in scales:
         raise SkipformError(f"unknown scale {scale!r}; accepted: {', '.join(scales) or f'none, for want of {folder}'}")
+    return read_all(path, {scale: overrides or {}})[scale]
+
+
+def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Experiment]:
+    """Scale -> the experiment of the file at this scale; see `read`. overrides: {scale: values}."""
+    folder = path.parent.parent / "scale"
+    scales = sorted(file.stem for file in folder.glob("*.yaml"))
+    own = _load(path)
+    for_scale = {name: own.pop(name, None) or {} for name in scales}
     experiments = {}
     for checked in scales:
-        own = _load(path)
-        for_scale = {name: own.pop(name, None) or {} for name in scales}
         layers = [
             (folder / f"{checked}.yaml", _load(folder / f"{checked}.yaml")),
             (path, own),
             (path, for_scale[checked]),
+            (Path("command line"), dict((overrides or {}).get(checked, {}))),
         ]
-        if checked == scale:
-            layers.append((Path("command line"), dict(overrides or {})))
         for source, layer in layers:
             check_keys(layer, [*_TOP, *NOT_IN_FILES, "variants", *scales * (source == path)], str(source))
         where = f"{path} ({checked})"
@@ -82,7 +88,7 @@ def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> 
             experiments[checked] = _complete(where, path.stem, checked, _merged(layer for _, layer in layers))
         except RecursionError:
             raise SkipformError(f"{where}: a block contains itself; accepted: blocks in blocks that end") from None
-    return experiments[scale]
+    return experiments
 
 
 _TOP = {"threads": Threads, "wandb": Literal["auto", "online", "offline", "disabled"]}
