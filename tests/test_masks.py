@@ -1,7 +1,9 @@
 """Scenes, masks and segmentation: exact masks, splits that share no digit, scores against naive definitions."""
 
+import csv
 import hashlib
 import io
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from skipform.data.images import Images
 from skipform.data.masks import Masks, Tiles
 from skipform.data.scenes import INK, scenes
 from skipform.errors import SkipformError
+from skipform.stages import cli
 from skipform.tasks import Optimizer
 from skipform.tasks.segment import PixelError, RandError, Segment, centre, mirrored, rand_score, rotated
 
@@ -638,6 +641,45 @@ def test_seven_rotations_score_every_pixel_and_training_none_of_them(padding):
     assert seven.predict(images).shape == masks.shape
     assert torch.equal(seven.step(images, masks)["loss"], one.step(images, masks)["loss"])
     assert not torch.equal(seven.evaluate("test", images, masks)["loss"], one.evaluate("test", images, masks)["loss"])
+
+
+EXPERIMENT = """
+variants: {small: {name: unet, width: 2, levels: 1, padding: same}}
+data: {name: isbi2012, batch_size: 4, crop: 10, symmetries: 8, elastic: 1, grey: 0.1, border_weight: 10}
+task: {name: segment, class_weights: [2.0, 1.0], rotations: 7}
+trainer: {max_epochs: 1, accelerator: cpu}
+wandb: disabled
+"""
+
+
+def test_pixel_and_rand_error_stand_in_metrics_line_and_published_row(isbi, tmp_path, monkeypatch, capsys):
+    lay(isbi, tmp_path / "data" / "isbi2012_unet", "membrane.tar")
+    for folder in ("scale", "own"):
+        (tmp_path / "experiments" / folder).mkdir(parents=True)
+    (tmp_path / "experiments" / "scale" / "small.yaml").write_text("# nothing\n")
+    (tmp_path / "experiments" / "own" / "cells.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "fit",
+        "--config",
+        "experiments/own/cells.yaml",
+        "--scale",
+        "small",
+        "--seeds",
+        "0",
+        "1",
+        "--workers",
+        "1",
+    ]
+    assert cli.main([*command, "--data.root", "data", "--out", "runs/own/cells"]) == 0
+    line = capsys.readouterr().out
+    summary = json.loads((tmp_path / "runs/own/cells/summary.json").read_text())["small"]
+    assert summary["further"] == ["pixel_error", "rand_error"]
+    pixel, rand = (summary[f"test_{name}"]["middle"] for name in summary["further"])
+    assert line.endswith(f"2 seeds), pixel error {pixel:.2f} %, rand error {rand:.2f} %\n")
+    assert cli.main(["publish", "--runs", "runs/own", "--out", "own.csv"]) == 0
+    (row,) = csv.DictReader((tmp_path / "own.csv").read_text().splitlines())
+    assert (row["score"], row["further"]) == ("mean_iou", f"pixel_error {pixel:.2f} %, rand_error {rand:.2f} %")
 
 
 def test_every_listed_slice_has_a_sum_and_there_are_thirty_of_each():
