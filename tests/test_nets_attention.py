@@ -24,6 +24,8 @@ from skipform.nets.attention import (
     sinusoids_2d,
 )
 
+# torch.nn.Transformer warns of which kernels it will take
+quiet = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors")
 TINY = {"depth": 2, "width": 16, "heads": 4}
 WORDS = {"vocab_size": 50, "context": 12}
 RESNET = {"name": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
@@ -118,6 +120,7 @@ def count(net: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad or not trained)
 
 
+@quiet
 @pytest.mark.parametrize(
     ("name", "variant", "reference"),
     [
@@ -164,6 +167,7 @@ def transformer_like(theirs: nn.Transformer, **arguments) -> nn.Module:
     return ours.eval()
 
 
+@quiet
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_the_transformer_is_torchs(norm):
     theirs = shaken(nn.Transformer(16, 4, 2, 2, 32, batch_first=True, norm_first=norm == "pre"))
