@@ -41,7 +41,7 @@ def ours(net: str, variant: str | None) -> dict[str, str]:
         "trained": rows["variant"].iloc[0],
         "parameters": f"{rows['parameters'].iloc[0]:,}".replace(",", "\u2009"),
         "score": f"{middle} ({low}–{high})",
-        "unit": f"{rows['unit'].iloc[0]} {frame.SCORES[rows['score'].iloc[0]]}",
+        "unit": f"{rows['unit'].iloc[0]} {frame.SCORES[rows['score'].iloc[0]]}{frame.further(rows)}",
     }
 
 

@@ -188,6 +188,15 @@ def test_tables_keep_the_order_of_the_experiment_and_give_median_and_range(frame
     assert len(frame.histories()) == 12
 
 
+def test_further_scores_are_named_with_their_medians(frame):
+    rows = frame.metrics()
+    assert frame.further(rows) == ""
+    rows["further"] = [["pixel_error", "rand_error"]] * 3 + [float("nan")] * 3
+    rows["test_pixel_error"], rows["test_rand_error"] = 2 * rows["test_error"], rows["test_error"]
+    assert frame.further(rows[:3]) == "; 4.0 % pixel error; 2.0 % Rand error"
+    assert frame.further(rows[3:]) == ""
+
+
 def test_an_architecture_is_before_and_after_or_has_its_reason(frame, tmp_path, monkeypatch):
     """In the order of the survey; a lower-case variant goes by its net's name."""
     monkeypatch.setattr(frame, "names", lambda: {"vgg": "VGG", "pooled": "Pooling", "vit": "ViT"})

@@ -1,7 +1,9 @@
 """Scenes, masks and segmentation: exact masks, splits that share no digit, scores against naive definitions."""
 
+import csv
 import hashlib
 import io
+import json
 from itertools import combinations
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from scipy import ndimage
 from small_sets import lay
 from torch import nn
 from torch.nn import functional
@@ -20,13 +23,15 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from skipform import data, nets
 from skipform.data import masks as module
+from skipform.data.borders import border_weights
 from skipform.data.epochs import Epochs
 from skipform.data.images import Images
 from skipform.data.masks import Masks, Tiles
 from skipform.data.scenes import INK, scenes
 from skipform.errors import SkipformError
+from skipform.stages import cli
 from skipform.tasks import Optimizer
-from skipform.tasks.segment import PixelError, RandError, Segment, centre, mirrored, rand_score
+from skipform.tasks.segment import PixelError, RandError, Segment, centre, mirrored, rand_score, rotated
 
 KINDS = {
     "default": {},
@@ -225,6 +230,11 @@ def test_testing_sees_every_image_once_whole_and_in_order():
     [
         ({"crops": 0}, r"data.crops: 0; accepted: 1 or more"),
         ({"elastic": -1.0}, r"data.elastic: -1.0; accepted: 0 or more"),
+        ({"grey": -1.0}, r"data.grey: -1.0; accepted: 0 or more"),
+        (
+            {"name": "voc2012", "border_weight": 10.0},
+            r"data.border_weight: 10.0 for 'voc2012', some of whose pixels have no class; accepted: 0",
+        ),
         ({"symmetries": 4}, r"data.symmetries: 4 is not accepted; accepted: 1 \| 2 \| 8"),
         ({"crop": 65}, r"data.crop: 65; accepted: at most 64, the size of the images"),
     ],
@@ -504,6 +514,172 @@ def test_as_many_class_weights_as_classes():
         SkipformError, match=r"task.class_weights: \(1.0, 2.0, 3.0\); accepted: 2 numbers, one per class"
     ):
         Segment(Fixed(), Optimizer(), num_classes=2, class_weights=(1.0, 2.0, 3.0))
+
+
+@settings(max_examples=30)
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)))
+def test_border_weights_are_the_papers_formula_pixel_by_pixel(mask):
+    """w_0 exp(-(d_1 + d_2)^2 / (2 sigma^2)), the distances to every pixel of every cell compared one by one."""
+    cells = []
+    for c in (1, 2):
+        regions, number = ndimage.label(mask == c)
+        cells += [np.argwhere(regions == i) for i in range(1, number + 1)]
+    expected = np.zeros(mask.shape)
+    for place in np.ndindex(mask.shape):
+        distances = sorted(min(np.hypot(*(pixel - place)) for pixel in cell) for cell in cells)
+        if mask[place] == 0 and len(cells) > 1:
+            expected[place] = 10 * np.exp(-((distances[0] + distances[1]) ** 2) / (2 * 5**2))
+    # float32; the mask is smaller than the 30 pixels beyond which the weight is left out
+    np.testing.assert_allclose(border_weights(mask), expected, rtol=1e-6, atol=0)
+
+
+def test_border_weights_end_where_they_are_negligible():
+    mask = np.zeros((1, 110), np.uint8)
+    mask[0, [0, 109]] = 1
+    assert not border_weights(mask).any()
+    # at the middle of 40 pixels d_1 + d_2 = 40
+    mask[0, 40] = 1
+    assert border_weights(mask)[0, 20] == pytest.approx(10 * np.exp(-(40**2) / 50), rel=1e-6)
+    assert border_weights(mask)[0, 75] == 0  # 35 and 34 pixels from the nearest cells
+
+
+def test_weights_of_borders_go_with_their_pixels_and_are_those_of_training_alone():
+    given = {"scenes": 5, "canvas": 32, "size": (8, 12), "batch_size": 5, "border_weight": 10.0}
+    data = Masks("digit_masks", crop=20, symmetries=8, **given)
+    data.setup()
+    assert all(len(batch) == 2 for batch in data.test_dataloader())
+    tiles = data.train_dataloader()
+    tiles.images = (tiles.borders[:, None] * 255 / 10).round().to(torch.uint8)  # the weights as grey values
+    tiles.standardise = torch.Tensor.float
+    (images, _, weights), *_ = tiles
+    assert weights.max() > 0
+    # rounded to one of 255 values
+    torch.testing.assert_close(images[:, 0] * 10 / 255, weights, rtol=0, atol=0.5 * 10 / 255 + 1e-6)
+    tiles.elastic = 2.0
+    (images, _, weights), *_ = tiles
+    torch.testing.assert_close(images[:, 0] * 10 / 255, weights, rtol=0, atol=0.5 * 10 / 255 + 1e-5)
+
+
+@pytest.mark.parametrize("ignore", [None, 2])
+@pytest.mark.parametrize("class_weights", [None, (2.0, 0.5, 3.0)])
+def test_the_weighted_loss_is_the_mean_over_pixels_by_class_and_border_weight(ignore, class_weights):
+    torch.manual_seed(0)
+    scores, masks, borders = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 4, 5)), 10 * torch.rand(2, 4, 5)
+    task = Segment(Fixed(), Optimizer(), num_classes=3, ignore_index=ignore, class_weights=class_weights)
+    total = weight = 0.0
+    for n, i, j in np.ndindex(2, 4, 5):
+        c = int(masks[n, i, j])
+        if c != ignore:
+            w = (class_weights or (1.0, 1.0, 1.0))[c] + borders[n, i, j].item()
+            total, weight = total - w * scores[n, :, i, j].log_softmax(0)[c].item(), weight + w
+    assert task.step(scores, masks, borders)["loss"].item() == pytest.approx(total / weight, rel=1e-5)  # float32
+    plain, none = task.step(scores, masks), task.step(scores, masks, torch.zeros(2, 4, 5))
+    torch.testing.assert_close(plain, none, rtol=1e-6, atol=0)
+
+
+def test_grey_values_change_by_one_affine_map_for_each_image():
+    images, masks = torch.randint(256, (50, 1, 6, 6), dtype=torch.uint8), torch.zeros(50, 6, 6, dtype=torch.uint8)
+
+    def drawn(grey: float) -> torch.Tensor:
+        return next(iter(Tiles(images, masks, Epochs(50, 50, seed=1), grey=grey)))[0].double().flatten(1)
+
+    plain, changed = drawn(0.0), drawn(0.1)
+    slopes = ((changed - changed.mean(1, keepdim=True)) * (plain - plain.mean(1, keepdim=True))).sum(1) / (
+        (plain - plain.mean(1, keepdim=True)).square().sum(1)
+    )
+    shifts = changed.mean(1) - slopes * plain.mean(1)
+    # float32 values of up to 300
+    torch.testing.assert_close(changed, slopes[:, None] * plain + shifts[:, None], rtol=0, atol=1e-4)
+    for values, middle in ((slopes, 1.0), (shifts, 0.0)):  # 50 draws: their deviation varies by a tenth
+        assert abs(values.mean() - middle) < 0.06
+        assert 0.06 < values.std() < 0.14
+
+
+def test_rotating_is_exact_for_right_angles_and_undone_by_the_opposite_angle():
+    x = torch.randn(2, 3, 8, 8)
+    for k in range(4):
+        # float32 coordinates
+        torch.testing.assert_close(rotated(x, k * np.pi / 2), torch.rot90(x, k, (2, 3)), rtol=0, atol=1e-5)
+    smooth = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
+    back = rotated(rotated(smooth, 1.0), -1.0)
+    torch.testing.assert_close(centre(back, 20, 20), centre(smooth, 20, 20), rtol=0, atol=1e-5)  # bilinear in a plane
+
+
+@pytest.mark.parametrize("size", [(9, 9), (12, 7)])
+def test_the_average_over_rotations_is_the_mean_of_the_nets_probabilities(size):
+    torch.manual_seed(0)
+    net, images = nn.Conv2d(1, 3, 3, padding=1), torch.randn(2, 1, *size)
+    task = Segment(net, Optimizer(), num_classes=3, rotations=4).eval()
+    side = int(np.ceil(np.hypot(*size)))
+    sides = [(side - s) // 2 for s in size]
+    extended = mirrored(images, side, side)
+    turned = [torch.rot90(net(torch.rot90(extended, k, (2, 3))).softmax(1), -k, (2, 3)) for k in range(4)]
+    expected = torch.stack(turned).mean(0)[..., sides[0] : sides[0] + size[0], sides[1] : sides[1] + size[1]]
+    with torch.no_grad():
+        actual = task._averaged(images)
+        torch.testing.assert_close(actual.exp(), expected, rtol=0, atol=1e-5)  # float32 coordinates
+        assert torch.equal(task.predict(images), actual.argmax(1))
+        single = Segment(net, Optimizer(), num_classes=3)
+        assert torch.equal(single._averaged(images), net(images))
+
+
+def test_a_net_of_single_pixels_is_its_own_average_over_seven_rotations_on_a_plane():
+    net = nn.Conv2d(1, 2, 1)
+    images = torch.zeros(1, 1, 24, 24) + 0.3
+    with torch.no_grad():
+        average = Segment(net, Optimizer(), num_classes=2, rotations=7)._averaged(images)
+        torch.testing.assert_close(average, net(images).log_softmax(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_seven_rotations_score_every_pixel_and_training_none_of_them(padding):
+    net = nets.build("unet", width=2, levels=2, padding=padding).eval()
+    images, masks = torch.randn(2, 1, 21, 30), torch.randint(2, (2, 21, 30))
+    one, seven = (
+        Segment(net, Optimizer(), num_classes=2, mirror=padding == "valid", rotations=rotations) for rotations in (1, 7)
+    )
+    assert seven.predict(images).shape == masks.shape
+    assert torch.equal(seven.step(images, masks)["loss"], one.step(images, masks)["loss"])
+    assert not torch.equal(seven.evaluate("test", images, masks)["loss"], one.evaluate("test", images, masks)["loss"])
+
+
+EXPERIMENT = """
+variants: {small: {name: unet, width: 2, levels: 1, padding: same}}
+data: {name: isbi2012, batch_size: 4, crop: 10, symmetries: 8, elastic: 1, grey: 0.1, border_weight: 10}
+task: {name: segment, class_weights: [2.0, 1.0], rotations: 7}
+trainer: {max_epochs: 1, accelerator: cpu}
+wandb: disabled
+"""
+
+
+def test_pixel_and_rand_error_stand_in_metrics_line_and_published_row(isbi, tmp_path, monkeypatch, capsys):
+    lay(isbi, tmp_path / "data" / "isbi2012_unet", "membrane.tar")
+    for folder in ("scale", "own"):
+        (tmp_path / "experiments" / folder).mkdir(parents=True)
+    (tmp_path / "experiments" / "scale" / "small.yaml").write_text("# nothing\n")
+    (tmp_path / "experiments" / "own" / "cells.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    command = [
+        "fit",
+        "--config",
+        "experiments/own/cells.yaml",
+        "--scale",
+        "small",
+        "--seeds",
+        "0",
+        "1",
+        "--workers",
+        "1",
+    ]
+    assert cli.main([*command, "--data.root", "data", "--out", "runs/own/cells"]) == 0
+    line = capsys.readouterr().out
+    summary = json.loads((tmp_path / "runs/own/cells/summary.json").read_text())["small"]
+    assert summary["further"] == ["pixel_error", "rand_error"]
+    pixel, rand = (summary[f"test_{name}"]["middle"] for name in summary["further"])
+    assert line.endswith(f"2 seeds), pixel error {pixel:.2f} %, rand error {rand:.2f} %\n")
+    assert cli.main(["publish", "--runs", "runs/own", "--out", "own.csv"]) == 0
+    (row,) = csv.DictReader((tmp_path / "own.csv").read_text().splitlines())
+    assert (row["score"], row["further"]) == ("mean_iou", f"pixel_error {pixel:.2f} %, rand_error {rand:.2f} %")
 
 
 def test_every_listed_slice_has_a_sum_and_there_are_thirty_of_each():

@@ -14,8 +14,18 @@ from torch import Tensor, nn
 
 from skipform import SkipformError, nets
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
-from skipform.nets.attention import AttentionRecorder, Layer, SelfAttention, sinusoids, sinusoids_2d
+from skipform.nets.attention import (
+    Attention,
+    AttentionRecorder,
+    Layer,
+    SelfAttention,
+    feed_forward,
+    sinusoids,
+    sinusoids_2d,
+)
 
+# torch.nn.Transformer warns of which kernels it will take
+quiet = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True", "ignore:The PyTorch API of nested tensors")
 TINY = {"depth": 2, "width": 16, "heads": 4}
 WORDS = {"vocab_size": 50, "context": 12}
 RESNET = {"name": "resnet", "depth": 18, "stages": 4, "first": "7x7", "width": 4, "option": "B"}
@@ -110,6 +120,7 @@ def count(net: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad or not trained)
 
 
+@quiet
 @pytest.mark.parametrize(
     ("name", "variant", "reference"),
     [
@@ -156,6 +167,7 @@ def transformer_like(theirs: nn.Transformer, **arguments) -> nn.Module:
     return ours.eval()
 
 
+@quiet
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_the_transformer_is_torchs(norm):
     theirs = shaken(nn.Transformer(16, 4, 2, 2, 32, batch_first=True, norm_first=norm == "pre"))
@@ -253,9 +265,11 @@ def test_gpt_is_the_librarys_gpt_2_with_norms_before_and_gpt_with_norms_after(no
         agree(ours(text), theirs(text).logits)
 
 
-def test_vit_is_torchvisions():
-    theirs = shaken(torchvision.models.VisionTransformer(16, 4, 2, 4, 16, 64, num_classes=7))
-    ours = nets.build("vit", image_size=16, num_classes=7, **TINY).eval()
+@pytest.mark.parametrize("representation_size", [None, 24])
+def test_vit_is_torchvisions_with_the_head_of_pre_training_or_without(representation_size):
+    heads = {"num_classes": 7, "representation_size": representation_size}
+    theirs = shaken(torchvision.models.VisionTransformer(16, 4, 2, 4, 16, 64, **heads))
+    ours = nets.build("vit", image_size=16, **heads, **TINY).eval()
     with torch.no_grad():
         ours.token.copy_(theirs.class_token)
         ours.positions.copy_(theirs.encoder.pos_embedding)
@@ -267,10 +281,48 @@ def test_vit_is_torchvisions():
         take(own.feed_forward.f[0], other.mlp[0])
         take(own.feed_forward.f[3], other.mlp[3])
     take(ours.norm, theirs.encoder.ln)
-    take(ours.head, theirs.heads.head)
+    if representation_size is None:
+        take(ours.head, theirs.heads.head)
+    else:
+        take(ours.head[0], theirs.heads.pre_logits)
+        take(ours.head[2], theirs.heads.head)
     x = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         agree(ours(x), theirs(x))
+
+
+SUBLAYERS = ["attention.dropout", "feed_forward.dropout"]
+DROPOUTS = {
+    # "Attention is all you need", Section 5.4: sub-layers, sums of embeddings and positions
+    "transformer": (
+        {
+            "position.1",
+            *(f"core.encoder.0.{name}" for name in SUBLAYERS),
+            *(f"core.decoder.0.{name}" for name in [*SUBLAYERS, "cross.dropout"]),
+        },
+        False,
+    ),
+    # "An image is worth 16x16 words", Section B.1: every affine map but those of queries, keys and values; sums
+    "vit": ({"dropout", "layers.0.feed_forward.f.2", *(f"layers.0.{name}" for name in SUBLAYERS)}, False),
+    # google-research/bert, openai/gpt-2's training configuration: embeddings, sub-layers, attention weights
+    "bert": ({"dropout", *(f"layers.0.{name}" for name in SUBLAYERS)}, True),
+    "gpt": ({"dropout", *(f"layers.0.{name}" for name in SUBLAYERS)}, True),
+}
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_dropout_is_where_the_paper_has_it(name):
+    net = nets.build(name, **TINY | {"depth": 1, "dropout": 0.25})
+    modules, on_weights = DROPOUTS[name]
+    assert {key for key, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p == 0.25} == modules
+    assert not [key for key, m in net.named_modules() if isinstance(m, nn.Dropout) and m.p not in (0, 0.25)]
+    attentions = [m for m in net.modules() if isinstance(m, SelfAttention | Attention)]
+    assert {m.dropout for m in attentions} == {0.25 * on_weights}
+
+
+def test_the_hidden_layer_of_vits_head_adds_an_affine_map():
+    plain, deep = (count(nets.build("vit", representation_size=size)) for size in (None, 192))
+    assert deep - plain == 192 * 192 + 192
 
 
 def take_attention(own: nn.Module, theirs: nn.Module) -> None:
@@ -424,7 +476,8 @@ SKIPS = [(), ("attention",), ("feed_forward",), ("attention", "feed_forward")]
 @pytest.mark.parametrize("skips", SKIPS)
 def test_a_layer_is_its_formula_with_each_skip_on_or_off(norm, skips):
     torch.manual_seed(0)
-    layer = Layer(8, 2, 12, nn.ReLU(), norm=norm, skip=skips, dropout=0.1).double().eval()
+    attention, map = SelfAttention(8, 2), feed_forward(8, 12, nn.ReLU())
+    layer = Layer(8, attention, map, norm=norm, skip=skips, dropout=0.1).double().eval()
     start = x = torch.randn(3, 5, 8, dtype=torch.float64)
     for name in ("attention", "feed_forward"):
         part = getattr(layer, name)

@@ -203,6 +203,17 @@ def test_the_unet_has_the_papers_23_convolutions():
     assert sum(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in net.modules()) == 23
 
 
+def test_the_unet_drops_after_the_second_convolutions_of_512_and_1024_channels():
+    """dropout_d3c and dropout_d4c of the released net, whose only ones they are."""
+    with torch.device("meta"):
+        net = nets.build("unet", dropout=0.5)
+    levels = [list(level) for level in net.down]
+    assert [level[2].out_channels for level in levels] == [64, 128, 256, 512, 1024]
+    ends = [[type(layer) for layer in level[3:]] for level in levels]
+    assert ends == [[nn.ReLU]] * 3 + [[nn.ReLU, nn.Dropout]] * 2
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+
+
 def test_the_unet_is_the_papers_figure():
     net = small("unet", width=2, levels=2)
     layers = iter([m for m in net.modules() if isinstance(m, nn.Conv2d)])

@@ -195,6 +195,22 @@ def test_detections_need_no_targets_when_no_image_is_padded(tmp_path):
             assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
 
 
+@pytest.mark.parametrize("columns", [1, 3])
+def test_the_error_of_the_deepest_column_is_that_of_its_plain_net(columns):
+    torch.manual_seed(0)
+    net = skipform.build("fractalnet", blocks=1, columns=columns, width=4, in_channels=1, num_classes=2, drop_path=0.5)
+    task, data = classes(net), squares(30, 3)
+    images, labels = data.tensors
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, **SILENT)
+    trainer.fit(task, DataLoader(squares(20, 1), 10), DataLoader(data, 8))
+    net.eval()
+    wrong = (net.column(columns - 1)(images).argmax(1) != labels).double().mean().item()
+    measured = {key: value.item() for key, value in trainer.callback_metrics.items() if key.endswith("deepest_error")}
+    assert measured == ({"val/deepest_error": pytest.approx(100 * wrong)} if columns > 1 else {})
+    expected = ["deepest_error"] if columns > 1 else []
+    assert list(task.FURTHER_SCORES) == expected
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -66,7 +66,9 @@ class Run:
         """The scores after the last epoch, and the numbers of epochs, steps and parameters."""
         metrics = fields(read_json(path := self._intact("metrics.json")), METRICS, path)
         score = f"test_{metrics['shown'][0]}"
-        return fields(metrics, {key: float for key in metrics if key.startswith(SCORES)} | {score: float}, path)
+        further = fields(metrics, {"further": tuple[str, ...]}, path)["further"] if "further" in metrics else ()
+        scores = [score, *(f"test_{name}" for name in further), *(key for key in metrics if key.startswith(SCORES))]
+        return fields(metrics, dict.fromkeys(scores, float), path)
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
@@ -167,9 +169,15 @@ def summary_of(seeds: list[int], runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": seeds,
         "parameters": runs[0]["parameters"],
-        **{key: runs[0][key] for key in ("epochs", "shown", "higher")},
+        **{key: runs[0][key] for key in ("epochs", "shown", "higher", "further") if key in runs[0]},
         **{key: _spread(numbers) for key, numbers in values.items()},
     }
+
+
+def further(summary: dict[str, Any]) -> list[str]:
+    """What tables show besides the score of a variant: "pixel_error 6.11 %", the middle over the seeds of test data."""
+    middles = {name: summary[f"test_{name}"]["middle"] for name in summary.get("further", ())}
+    return [f"{name} undefined" if x is None else f"{name} {x:.2f} %" for name, x in middles.items()]
 
 
 def _spread(numbers: list[float | None]) -> dict[str, float | None]:

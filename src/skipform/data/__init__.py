@@ -21,7 +21,7 @@ from skipform.errors import SkipformError
 if TYPE_CHECKING:
     from skipform.data.epochs import Loader
 
-SHARED = {"module", "epochs", "source", "scenes"}  # files that are not kinds of data
+SHARED = {"module", "epochs", "source", "scenes", "borders"}  # files that are not kinds of data
 LOCAL = {"root", "download"}  # where this machine keeps the files: arguments that are not part of a run's config
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from skipform.arguments import Count, Range, Seed, Size
+from skipform.arguments import Count, Factor, NotNegative, Range, Seed, Size
+from skipform.data.borders import border_weights
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.images import standardiser
 from skipform.data.module import DataModule
@@ -62,7 +63,8 @@ class Masks(DataModule):
 
     Files are checked before use, isbi2012's against their sha256 sums. Archives are read without unpacking them.
 
-    A batch is (images (n, c, h, w), masks int64 (n, h, w)).
+    A batch is (images (n, c, h, w), masks int64 (n, h, w)); in training, if `border_weight` is not 0, also the weights
+    float32 (n, h, w) of the borders between cells.
 
     Args:
         name: the set.
@@ -78,6 +80,10 @@ class Masks(DataModule):
         elastic: training images are deformed: the points of a 3x3 grid over the image move by random vectors, normal
             with a deviation of this number of pixels, and all points between by bicubic interpolation (U-Net, Section
             3.1, has 10); what is beyond the border is mirrored.
+        grey: the values x of a training image, standardised, become (1 + a) x + b, with a and b drawn for the image,
+            normal with this deviation. U-Net trains with such changes, but states neither their form nor their size.
+        border_weight, border_width: w_0 and, in pixels, sigma of `border_weights`; U-Net has 10 and 5. Not for a set
+            with an ignore_index.
         seed: with the epoch's number it determines the order and variations of that epoch. Scenes are the same for
             every seed.
     """
@@ -100,13 +106,22 @@ class Masks(DataModule):
         crops: Count = 1,
         symmetries: Literal[1, 2, 8] = 1,
         elastic: Annotated[float, Range(0)] = 0.0,
+        grey: Annotated[float, Range(0)] = 0.0,
+        border_weight: NotNegative = 0.0,
+        border_width: Factor = 5.0,
         seed: Seed = 0,
     ) -> None:
         super().__init__(name, SETS, root=root, download=download, seed=seed)
         self.batch_size, self.limit = batch_size, limit
         self.scenes = (scenes, canvas, tuple(digits), tuple(size))
-        self.crop, self.crops, self.symmetries, self.elastic = crop, crops, symmetries, elastic
+        self.crop, self.crops, self.symmetries, self.elastic, self.grey = crop, crops, symmetries, elastic, grey
+        if border_weight and SETS[name].ignore_index is not None:
+            raise SkipformError(
+                f"data.border_weight: {border_weight} for {name!r}, some of whose pixels have no class; accepted: 0"
+            )
+        self.border_weight, self.border_width = border_weight, border_width
         self.pixels: dict[str, tuple[Tensor, Tensor]] = {}  # split -> uint8 (N, c, H, W), uint8 (N, H, W)
+        self.borders: Tensor | None = None  # float32 (N, H, W), of the training images
 
     @staticmethod
     def states(name: str, **rest: Any) -> dict[str, Any]:
@@ -136,6 +151,10 @@ class Masks(DataModule):
                 self.pixels[split] = (drawn.images, drawn.masks)
         else:
             self.pixels = dict(_read(self.name, self.root, self.limit))
+        if self.border_weight:
+            sizes = {"w_0": self.border_weight, "sigma": self.border_width}
+            weights = [border_weights(mask, **sizes) for mask in self.pixels["train"][1].numpy()]
+            self.borders = torch.from_numpy(np.stack(weights))
         h, w = self.pixels["train"][1].shape[1:]
         if self.crop is not None and self.crop > min(h, w):
             raise SkipformError(f"data.crop: {self.crop}; accepted: at most {min(h, w)}, the size of the images")
@@ -159,6 +178,8 @@ class Masks(DataModule):
             crop=self.crop,
             symmetries=self.symmetries,
             elastic=self.elastic,
+            grey=self.grey,
+            borders=None if self.borders is None else self.borders.to(self.device),
         )
 
 
@@ -182,6 +203,8 @@ class Tiles(Loader):
         crop: int | None = None,
         symmetries: int = 1,
         elastic: float = 0.0,
+        grey: float = 0.0,
+        borders: Tensor | None = None,  # float32 (N, H, W)
     ) -> None:
         super().__init__(batch_sampler)
         self.images, self.masks, self.standardise = images, masks, standardise
@@ -189,9 +212,9 @@ class Tiles(Loader):
         self.h, self.w = size if crop is None else (crop, crop)
         if symmetries == 8 and self.h != self.w:
             raise SkipformError(f"data.symmetries: 8 of images of {self.h}x{self.w}; accepted: with squares, see crop")
-        self.symmetries, self.elastic = symmetries, elastic
+        self.symmetries, self.elastic, self.grey, self.borders = symmetries, elastic, grey, borders
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         epochs = self.batch_sampler
         if epochs.seed is None:
             for part in epochs.slices():
@@ -203,13 +226,18 @@ class Tiles(Loader):
         corner = (torch.rand(*order.shape, 2, generator=generator, dtype=torch.float64) * (free + 1)).long()
         turned = torch.rand(*order.shape, 3, generator=generator) < 0.5
         knots = self.elastic * torch.randn(*order.shape, 2, 3, 3, generator=generator)
-        own = (epochs.own(drawn).to(self.images.device) for drawn in (order, corner, knots, turned))
-        for chosen, corners, vectors, turns in zip(*own, strict=True):
-            images, masks = self._cut(chosen, corners, vectors)
-            yield self._turned(images, turns), self._turned(masks, turns)[:, 0].long()
+        grey = self.grey * torch.randn(*order.shape, 2, 1, 1, 1, generator=generator)
+        own = (epochs.own(drawn).to(self.images.device) for drawn in (order, corner, knots, turned, grey))
+        for chosen, corners, vectors, turns, change in zip(*own, strict=True):
+            images, masks, *weights = (self._turned(part, turns) for part in self._cut(chosen, corners, vectors))
+            if self.grey:
+                a, b = change.unbind(1)  # n 1 1 1
+                images = (1 + a) * images + b
+            yield images, masks[:, 0].long(), *(part[:, 0] for part in weights)
 
-    def _cut(self, chosen: Tensor, corner: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
-        """The crop of image chosen[i] with its top left at corner[i], deformed: (n, c, h, w); its mask (n, 1, h, w)."""
+    def _cut(self, chosen: Tensor, corner: Tensor, knots: Tensor) -> tuple[Tensor, ...]:
+        """The crop of image chosen[i] with its top left at corner[i], deformed: (n, c, h, w); its mask (n, 1, h, w);
+        its border weights, if there are any, of the same shape."""
         height, width = self.masks.shape[1:]
         at = chosen[:, None, None, None]
         channel = torch.arange(self.images.shape[1], device=chosen.device)[:, None, None]
@@ -217,7 +245,8 @@ class Tiles(Loader):
         rows = (corner[:, :1] + row)[:, None, :, None]  # n 1 h 1
         columns = (corner[:, 1:] + column)[:, None, None, :]  # n 1 1 w
         if not self.elastic:
-            return self.standardise(self.images[at, channel, rows, columns]), self.masks[at, rows, columns]
+            maps = [self.masks] if self.borders is None else [self.masks, self.borders]
+            return self.standardise(self.images[at, channel, rows, columns]), *(x[at, rows, columns] for x in maps)
         moved = functional.interpolate(knots, (height, width), mode="bicubic", align_corners=True)  # n 2 H W
         one, xy = torch.arange(len(chosen), device=chosen.device)[:, None, None, None], channel.new_tensor([0, 1])
         moved = moved[one, xy[:, None, None], rows, columns]  # n 2 h w
@@ -228,7 +257,8 @@ class Tiles(Loader):
             return functional.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=True)
 
         masks = self.masks[chosen][:, None].float()  # n 1 H W
-        return sampled(self.standardise(self.images[chosen]), "bilinear"), sampled(masks, "nearest")
+        cut = sampled(self.standardise(self.images[chosen]), "bilinear"), sampled(masks, "nearest")
+        return cut if self.borders is None else (*cut, sampled(self.borders[chosen][:, None], "bilinear"))
 
     def _turned(self, images: Tensor, turned: Tensor) -> Tensor:
         """Images (n, c, h, w) mirrored left-right, top-bottom and at the diagonal where turned (n, 3) is True."""

@@ -38,7 +38,7 @@ class SelfAttention(nn.Module):
     """x -> out((softmax(q k^T / sqrt(d/h)) v) of every head), (q; k; v) = qkv(x): "Attention is all you need", Section
     3.2.
 
-    causal: a token attends to itself and to those before it; then no mask is taken.
+    causal: a token attends to itself and to those before it; then no mask is taken. dropout: of the attention weights.
     """
 
     def __init__(self, d: int, heads: int, dropout: float = 0.0, causal: bool = False):
@@ -98,7 +98,7 @@ def _weights(
 
 
 def feed_forward(d: int, hidden: int, activation: nn.Module, dropout: float = 0.0) -> nn.Sequential:
-    """x -> w2 activation(w1 x) for every token."""
+    """x -> w2 activation(w1 x) for every token. dropout: of activation(w1 x)."""
     return nn.Sequential(nn.Linear(d, hidden), activation, nn.Dropout(dropout), nn.Linear(hidden, d))
 
 
@@ -133,28 +133,23 @@ def sublayers(
 class Layer(nn.Module):
     """Self-attention, then feed-forward, two sub-layers: (n, t, d) -> (n, t, d).
 
-    skip: the sub-layers that have one. inner_dropout: between the two affine maps of the feed-forward.
+    skip: the sub-layers that have one. dropout: of the output of every sub-layer; the papers differ in whether there is
+    another one on the attention weights or within the feed-forward, which these state themselves.
     """
 
     def __init__(
         self,
         d: int,
-        heads: int,
-        hidden: int,
-        activation: nn.Module,
+        attention: SelfAttention,
+        feed_forward: nn.Module,
         *,
         norm: NormKind,
         skip: DecoderSkip,
         dropout: float,
-        inner_dropout: float = 0.0,
         eps: float = 1e-5,
-        causal: bool = False,
     ):
         super().__init__()
-        parts = {
-            "attention": SelfAttention(d, heads, dropout, causal),
-            "feed_forward": feed_forward(d, hidden, activation, inner_dropout),
-        }
+        parts = {"attention": attention, "feed_forward": feed_forward}
         self.attention, self.feed_forward = sublayers(d, parts, norm, skip, dropout, eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:

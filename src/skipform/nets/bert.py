@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipform.arguments import Depth, Share, Size
-from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple, padding_mask
+from skipform.nets.attention import (
+    EncoderSkip,
+    Layer,
+    Learned,
+    NormKind,
+    SelfAttention,
+    check_multiple,
+    feed_forward,
+    padding_mask,
+)
 
 SURVEY = {
     "paper": "Devlin et al., NAACL 2019",
@@ -118,7 +127,15 @@ def build(
     """
     check_multiple("bert", "width", width, heads, "heads")
     layers = [
-        Layer(width, heads, hidden or 4 * width, nn.GELU(), norm=norm, skip=skip, dropout=dropout, eps=1e-12)
+        Layer(
+            width,
+            SelfAttention(width, heads, dropout),
+            feed_forward(width, hidden or 4 * width, nn.GELU()),
+            norm=norm,
+            skip=skip,
+            dropout=dropout,
+            eps=1e-12,
+        )
         for _ in range(depth)
     ]
     net = BERT(vocab_size, context, width, layers, dropout)

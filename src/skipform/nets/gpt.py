@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skipform.arguments import Depth, Share, Size
-from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, check_multiple
+from skipform.nets.attention import EncoderSkip, Layer, Learned, NormKind, SelfAttention, check_multiple, feed_forward
 
 SURVEY = {
     "paper": "Radford et al. 2019",
@@ -66,13 +66,11 @@ def build(
     layers = [
         Layer(
             width,
-            heads,
-            hidden or 4 * width,
-            nn.GELU(approximate="tanh"),
+            SelfAttention(width, heads, dropout, causal=True),
+            feed_forward(width, hidden or 4 * width, nn.GELU(approximate="tanh")),
             norm=norm,
             skip=skip,
             dropout=dropout,
-            causal=True,
         )
         for _ in range(depth)
     ]

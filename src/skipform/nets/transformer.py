@@ -4,7 +4,12 @@ Base (Table 3): 6 + 6 layers of width 512, 8 heads, feed-forward 2048; WMT 2014 
 One embedding serves source, target and, transposed, the scores. The paper has no norm after the last layers;
 torch.nn.Transformer has one after each stack, and with final_norm=True and without embeddings (vocab_size=None) this is
 its net, 44,140,544 parameters, with equal outputs. norm="pre" puts the norms inside the branches and needs the final
-ones. No deviation. Not piecewise linear.
+ones. Not piecewise linear.
+
+Dropout is where Section 5.4 has it: on the output of every sub-layer, before it is added, and on the sums of embeddings
+and positions; torch.nn.Transformer has it on the attention weights and inside the feed-forward as well. Deviation: the
+projections of attention have biases, as torch's do (Section 3.2.2 has none). The paper states no initial weights; ours
+are torch's, and for embeddings normal with deviation d^(-1/2).
 """
 
 import torch.nn.functional as F
@@ -47,9 +52,9 @@ class DecoderLayer(nn.Module):
     def __init__(self, d: int, heads: int, hidden: int, norm: NormKind, skip: DecoderSkip, dropout: float):
         super().__init__()
         parts = {
-            "attention": SelfAttention(d, heads, dropout, causal=True),
-            "cross": Attention(d, heads, dropout),
-            "feed_forward": feed_forward(d, hidden, nn.ReLU(), dropout),
+            "attention": SelfAttention(d, heads, causal=True),
+            "cross": Attention(d, heads),
+            "feed_forward": feed_forward(d, hidden, nn.ReLU()),
         }
         self.attention, self.cross, self.feed_forward = sublayers(d, parts, norm, skip, dropout)
 
@@ -132,12 +137,20 @@ def build(
     width: d. hidden: width inside the feed-forward.
     final_norm: whether a norm follows encoder and decoder; None: only for norm="pre", which needs it.
     skip: around every sub-layer of both ("add"), around none, or around those named.
+    dropout: on the output of every sub-layer and on the sums of embeddings and positions.
     """
     check_multiple("transformer", "width", width, heads, "heads")
     check_multiple("transformer", "width", width, 2, "a sine and a cosine")
     final = norm == "pre" if final_norm is None else final_norm
     encoder = [
-        Layer(width, heads, hidden, nn.ReLU(), norm=norm, skip=skip, dropout=dropout, inner_dropout=dropout)
+        Layer(
+            width,
+            SelfAttention(width, heads),
+            feed_forward(width, hidden, nn.ReLU()),
+            norm=norm,
+            skip=skip,
+            dropout=dropout,
+        )
         for _ in range(depth)
     ]
     decoder = [DecoderLayer(width, heads, hidden, norm, skip, dropout) for _ in range(depth)]

@@ -179,7 +179,7 @@ def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int
 
 def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
     """Train every variant with every seed, report its score and return the summary."""
-    from skipform.runs import summary_of
+    from skipform.runs import further, summary_of
     from skipform.training.journal import label_of
 
     summary = {}
@@ -199,7 +199,7 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
                     if score["middle"] is not None
                     else "undefined   ("
                 )
-                + f"{len(seeds)} seeds)"
+                + ", ".join([f"{len(seeds)} seeds)", *(label_of(text) for text in further(summary[label]))])
             )
     return summary
 

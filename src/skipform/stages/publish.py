@@ -7,7 +7,7 @@ from pathlib import Path
 from skipform.errors import SkipformError
 from skipform.files import write_text
 from skipform.outputs import WORKING, check_file
-from skipform.runs import Run, read_summary
+from skipform.runs import Run, further, read_summary
 
 
 def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
@@ -40,6 +40,7 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
             for split in ("train", "test"):  # some scores are only computed in evaluation mode, not while training
                 score = trained.get(f"{split}_{row['score']}", {})
                 row |= {f"{split}_{end}": f"{score[end]:.2f}" if score else "" for end in ("middle", "low", "high")}
+            row["further"] = ", ".join(further(trained))
             row["seconds_per_seed"] = f"{sorted(m['training_seconds'] for m in origins)[len(origins) // 2]:.1f}"
             hardware = origins[0]["hardware"]
             row["hardware"] = ", ".join(f"{key} {value}" for key, value in hardware.items() if value)

@@ -3,8 +3,10 @@
 Letters: n batch, c channels, H W height and width of an image, h w of the scores, K classes.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from functools import reduce
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryPrecisionRecallCurve, MulticlassAccuracy, MulticlassJaccardIndex
 
-from skipform.arguments import NotNegative, Size
+from skipform.arguments import NotNegative, Range, Size
 from skipform.errors import SkipformError
 from skipform.tasks.optimizer import Optimizer
 from skipform.tasks.task import Task
@@ -25,8 +27,9 @@ THRESHOLDS = torch.arange(10) / 10  # of ISBI 2012's scores
 class Segment(Task):
     """Cross-entropy per pixel; the error is the share of pixels whose largest score is that of another class.
 
-    net: images (n, c, H, W) -> scores (n, K, h, w). A batch is (images, masks (n, H, W)). If scores and
-    mask differ in size, their centres are compared.
+    net: images (n, c, H, W) -> scores (n, K, h, w). A batch is (images, masks (n, H, W)); in training it may also have
+    weights (n, H, W), which are added to those of the classes. If scores and mask differ in size, their centres are
+    compared.
 
     Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of intersection over
     union of prediction and mask (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two classes,
@@ -38,6 +41,9 @@ class Segment(Task):
         class_weights: the weight in the loss of the pixels of each class; by default all are equal.
         mirror: images are extended by their mirror image, so far that the net scores all of their pixels: U-Net's
             overlap-tile strategy. For nets with a method `room`, which states how large the image must be.
+        rotations: outside of training the probabilities are the mean of those of this number of rotated images, by
+            equal angles from 0 on, see `rotated`; 1: of the image alone. U-Net's published result is that of 7 rotated
+            images, by angles that are not published.
     """
 
     TARGETS = "masks"
@@ -54,6 +60,7 @@ class Segment(Task):
         ignore_index: int | None = None,
         class_weights: tuple[NotNegative, ...] | None = None,
         mirror: bool = False,
+        rotations: Annotated[int, Range(1, 360)] = 1,
     ) -> None:
         super().__init__(net, optimizer)
         if class_weights is not None and len(class_weights) != num_classes:
@@ -63,15 +70,17 @@ class Segment(Task):
                 f"task.mirror: true, but {type(self.net).__name__} does not say how large an image must be;"
                 " accepted for such a net: false"
             )
-        self.num_classes, self.ignore_index, self.mirror = num_classes, ignore_index, mirror
+        self.num_classes, self.ignore_index, self.mirror, self.rotations = num_classes, ignore_index, mirror, rotations
+        if num_classes == 2 and ignore_index is None:
+            self.FURTHER_SCORES = ("pixel_error", "rand_error")  # type: ignore[misc]
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("weights", weights, persistent=False)
 
-    def step(self, images: Tensor, masks: Tensor) -> dict[str, Any]:
-        return self._loss_and_error(*self._compared(images, masks))
+    def step(self, images: Tensor, masks: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
+        return self._loss_and_error(*self._compared(self._scores(images), masks, weights))
 
     def evaluate(self, split: str, *batch: Tensor) -> dict[str, Any]:
-        scores, masks = self._compared(*batch)
+        scores, masks, _ = self._compared(self._averaged(batch[0]), batch[1])
         self.metric(split).update(scores.float(), masks)
         return self._loss_and_error(scores, masks)
 
@@ -87,17 +96,18 @@ class Segment(Task):
 
     def predict(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """The class of each pixel that the net scores, (n, h, w)."""
-        return self._scores(images).argmax(1)
+        return self._averaged(images).argmax(1)
 
     def examples(self, images: Tensor, masks: Tensor) -> dict[str, Tensor | list[str]]:
-        scores, masks = self._compared(images, masks)
+        scores, masks, _ = self._compared(self._averaged(images), masks)
         return {"images": images, "masks": masks, "predicted": scores.argmax(1)}
 
-    def _compared(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (n, K, h, w) and the part of the masks (n, h, w) that they belong to."""
-        scores = self._scores(images)
+    def _compared(
+        self, scores: Tensor, masks: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The parts of scores (n, K, h, w) and of masks and weights (n, h, w) that belong together."""
         h, w = (min(*sizes) for sizes in zip(scores.shape[-2:], masks.shape[-2:], strict=True))
-        return centre(scores, h, w), centre(masks, h, w)
+        return centre(scores, h, w), centre(masks, h, w), None if weights is None else centre(weights, h, w)
 
     def _scores(self, images: Tensor) -> Tensor:
         """The net's scores; if `mirror`, of images that are extended by their mirror image."""
@@ -105,12 +115,41 @@ class Segment(Task):
             images = mirrored(images, *(self.net.room(size) for size in images.shape[-2:]))  # type: ignore[operator]
         return self(images)
 
-    def _loss_and_error(self, scores: Tensor, masks: Tensor) -> dict[str, Any]:
-        """Loss and error of scores (n, K, h, w)."""
+    def _averaged(self, images: Tensor) -> Tensor:
+        """The net's scores; with `rotations`, the logarithms of the mean of their probabilities, (n, K, h, w).
+
+        So that no corner is missing, the images (n, c, H, W) are extended by their mirror image to squares as wide as
+        their diagonal.
+        """
+        if self.rotations == 1:
+            return self._scores(images)
+        h, w = images.shape[-2:]
+        side = math.ceil(math.hypot(h, w))
+        wide = mirrored(images, side, side)
+
+        def probabilities(angle: float) -> Tensor:
+            return rotated(self._scores(rotated(wide, angle)).float().softmax(1), -angle)
+
+        angles = (2 * math.pi * i / self.rotations for i in range(self.rotations))
+        mean = reduce(torch.add, map(probabilities, angles)) / self.rotations
+        mean = centre(mean, min(h, mean.shape[-2]), min(w, mean.shape[-1]))
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()  # a probability may be rounded to 0
+
+    def _loss_and_error(self, scores: Tensor, masks: Tensor, weights: Tensor | None = None) -> dict[str, Any]:
+        """Loss and error of scores (n, K, h, w). The loss is a weighted mean over the pixels of masks (n, h, w), by the
+        weights of their classes plus `weights` (n, h, w)."""
         # flattened, because CUDA has no deterministic kernel for two-dimensional inputs
         logarithms, classes = scores.log_softmax(1).movedim(1, -1).flatten(0, -2), masks.flatten()  # pixels K, pixels
         ignored = -100 if self.ignore_index is None else self.ignore_index
-        loss = functional.nll_loss(logarithms, classes, self.weights, ignore_index=ignored)
+        if weights is None:
+            loss = functional.nll_loss(logarithms, classes, self.weights, ignore_index=ignored)
+        else:
+            counted = classes != ignored
+            known = torch.where(counted, classes, 0)
+            of_classes = torch.ones_like(logarithms[:, 0]) if self.weights is None else self.weights[known]
+            each = counted * (of_classes + weights.flatten())  # pixels
+            losses = functional.nll_loss(logarithms, known, reduction="none")
+            loss = (each * losses).sum() / each.sum()
         wrong = scores.detach().argmax(1).flatten() != classes
         if self.ignore_index is None:
             return {"loss": loss, "size": len(classes), "error": wrong.sum()}
@@ -132,6 +171,15 @@ def mirrored(x: Tensor, h: int, w: int) -> Tensor:
         at = at.remainder(period)
         x = x.index_select(axis, torch.minimum(at, period - at))
     return x
+
+
+def rotated(x: Tensor, angle: float) -> Tensor:
+    """x (n, c, h, h) turned round its centre by an angle in radians, in the direction of torch.rot90; bilinear between
+    pixels, mirrored beyond the border."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    turn = x.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]])
+    grid = functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
 class PixelError(BinaryPrecisionRecallCurve):

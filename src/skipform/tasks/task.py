@@ -35,6 +35,7 @@ class Task(LightningModule):
         TARGETS             the kind of data it takes (the TARGETS of a data module)
         MAIN_SCORE          the score that tables show, without its split, and its unit
         HIGHER_IS_BETTER    whether a higher score is better
+        FURTHER_SCORES      other scores, in percent, that tables show as well; none by default
 
     Args:
         net: the net; or, as in a checkpoint, the {"name": NAME, argument: value, ...} block that describes it.
@@ -44,6 +45,7 @@ class Task(LightningModule):
     TARGETS: ClassVar[str]
     MAIN_SCORE: ClassVar[tuple[str, str]]
     HIGHER_IS_BETTER: ClassVar[bool] = True
+    FURTHER_SCORES: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, net: nn.Module | Mapping[str, Any], optimizer: Optimizer | Mapping[str, Any]) -> None:
         super().__init__()

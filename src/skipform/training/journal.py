@@ -101,6 +101,7 @@ class Journal(Checkpoint):
             "steps": self.steps,
             "shown": list(task.MAIN_SCORE),
             "higher": task.HIGHER_IS_BETTER,
+            **({"further": list(task.FURTHER_SCORES)} if task.FURTHER_SCORES else {}),
             "parameters": sum(p.numel() for p in parameters),
             "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             **{key: value for key, value in self.rows[-1].items() if key != "epoch"},
