@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.ops import FrozenBatchNorm2d
 
 from skipform.errors import SkipformError
 
@@ -234,6 +235,19 @@ def without_head(net: str, backbone: nn.Module) -> Staged:
         kind = type(backbone).__name__
         raise SkipformError(f"net {net!r}: backbone {kind} has no stages; it takes one that has, such as vgg or resnet")
     return Staged(backbone.stem, backbone.stages, nn.Identity(), backbone.channels)
+
+
+def freeze(body: Staged) -> None:
+    """Change a backbone in place: its batch norms become the affine maps they are in eval mode, which nothing trains,
+    and stem and first stage no longer train. The treatment of ImageNet weights in RetinaNet and DETR."""
+    for parent in list(body.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                constant = FrozenBatchNorm2d(norm.num_features, norm.eps)
+                constant.load_state_dict(norm.state_dict())
+                setattr(parent, name, constant)
+    body.stem.requires_grad_(False)
+    body.stages[0].requires_grad_(False)
 
 
 class Maps(nn.Module):
