@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.ops import FrozenBatchNorm2d
 
 from skipform.errors import SkipformError
 
@@ -240,6 +239,8 @@ def without_head(net: str, backbone: nn.Module) -> Staged:
 def freeze(body: Staged) -> None:
     """Change a backbone in place: its batch norms become the affine maps they are in eval mode, which nothing trains,
     and stem and first stage no longer train. The treatment of ImageNet weights in RetinaNet and DETR."""
+    from torchvision.ops import FrozenBatchNorm2d  # torchvision is slow to import, and most nets need none of it
+
     for parent in list(body.modules()):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2d):
