@@ -264,6 +264,14 @@ DETECTORS = {
 }
 
 
+@pytest.mark.parametrize("shown", ["ap50", "ap"])
+def test_the_score_that_tables_show_is_chosen(shown):
+    task = Detect(DETECTORS["a set"](), Optimizer(), shown=shown)
+    assert list(task.MAIN_SCORE) == [shown, "%"]
+    assert Detect.MAIN_SCORE == ("ap50", "%")
+    assert task.hparams["shown"] == shown
+
+
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_steps_lower_the_loss_and_examples_are_as_many_as_images(kind):
     torch.manual_seed(0)

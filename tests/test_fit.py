@@ -144,6 +144,21 @@ def test_training_through_the_task_is_the_bare_loop_bit_for_bit(optimizer, tmp_p
     assert journal.rows[-1]["train_error"] == 100 * sum(wrong for _, wrong in last) / images
 
 
+def test_two_accumulated_batches_of_16_make_the_step_of_one_batch_of_32(tmp_path):
+    """To the rounding of float32 sums in another order, 1e-7 each; without batch norm, which sees single batches."""
+    finals, variants = {}, {"dense": {"name": "mlp", "depth": 2, "width": 16}}
+    for size, batches in ((32, 1), (16, 2)):
+        folder = tmp_path / str(size)
+        data = {"name": "digits", "limit": 96, "batch_size": size}
+        trainer = EXPERIMENT["trainer"] | {"accumulate_grad_batches": batches}
+        fit.main([*written(folder, variants=variants, data=data, trainer=trainer), "--seeds", "0"])
+        finished_run = Run(folder / "out" / "dense" / "seed0")
+        assert finished_run.metrics["steps"] == 9
+        finals[size] = finished_run.net("final").state_dict()
+    for key, tensor in finals[32].items():
+        torch.testing.assert_close(finals[16][key], tensor, rtol=0, atol=1e-5)
+
+
 def test_frozen_parameters_stay_as_they_were(tmp_path):
     fit.main([*written(tmp_path, variants={"built": {"name": "pooled", "pool": "relu", "width": 2}}), "--seeds", "0"])
     folder = tmp_path / "out" / "built" / "seed0"

@@ -66,10 +66,11 @@ def agree(actual: Tensor, expected: Tensor, relative: float = 1e-12) -> None:
 
 
 @pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)
-def test_a_step_reaches_every_parameter_and_changes_the_output(name, arguments):
+def test_a_step_reaches_every_trained_parameter_and_changes_the_output(name, arguments):
     net = small(name, **arguments).train()
     flat(net(images(4, 1, 16, 16))).square().sum().backward()
-    assert [key for key, p in net.named_parameters() if p.grad is None] == []
+    unreached = [key for key, p in net.named_parameters() if p.grad is None]
+    assert unreached == (["last.weight"] if name == "fcn" else [])  # the last step of an FCN is fixed
     net.eval()
     before = flat(net(images(4, 1, 16, 16)))
     torch.optim.SGD(net.parameters(), lr=1e-6).step()
@@ -140,6 +141,25 @@ def test_an_fcn_adds_the_scores_of_the_maps_it_skips_from(skips):
             y = y + step.score(pool)
     y = F.conv_transpose2d(y, net.last.weight, stride=8, padding=4)[..., :50, :70]
     agree(net(x), y)
+
+
+def test_an_fcn_trained_at_once_scales_pool4_by_a_hundredth_and_pool3_by_a_ten_thousandth():
+    arguments = {"backbone": VGG, "num_classes": 3, "hidden": 4}
+    scaled, plain = small("fcn", scaled=True, **arguments), small("fcn", **arguments)
+    plain.load_state_dict({key.replace(".score.1.", ".score."): t for key, t in scaled.state_dict().items()})
+    assert not torch.allclose(scaled(images(2, 1, 50, 70)), plain(images(2, 1, 50, 70)))
+    with torch.no_grad():
+        for step, factor in zip(plain.steps, (1e-2, 1e-4), strict=True):
+            step.score.weight.mul_(factor)
+    x = images(2, 1, 50, 70)
+    agree(scaled(x), plain(x))
+
+
+@pytest.mark.parametrize("kind", ["32s", "16s", "8s"])
+def test_the_last_step_of_an_fcn_is_the_fixed_bilinear_interpolation_and_those_before_are_trained(kind):
+    net = nets.build("fcn", backbone=VGG, num_classes=3, hidden=4, kind=kind)
+    assert [key for key, p in net.named_parameters() if not p.requires_grad] == ["last.weight"]
+    assert torch.equal(net.last.weight, bilinear(3, {"32s": 32, "16s": 16, "8s": 8}[kind]).weight)
 
 
 def test_the_scores_of_an_fcn_begin_at_zero_and_a_finer_one_takes_the_weights_of_a_coarser():
@@ -340,6 +360,31 @@ def detectors() -> tuple[nn.Module, nn.Module]:
     theirs = torchvision.models.detection.RetinaNet(backbone, 4, anchor_generator=anchors, **plain)
     copy_in_order(theirs, ours)
     return ours.double(), theirs.double()
+
+
+def test_p6_is_computed_from_c5_where_retinanets_paper_does_so():
+    """P6 = conv(C5), P7 = conv(relu(P6)), both 3x3 of stride 2, even where C5 has as many channels as the pyramid."""
+    for channels in (5, 16):
+        net = small("fpn", backbone=RESNET, channels=channels, extra="convolutions-c5")
+        x = images(2, 1, 32, 32)
+        c5 = net.backbone.maps(x)[-1]
+        assert c5.shape[1] == 16
+        p6 = F.conv2d(c5, net.extra.p6.weight, net.extra.p6.bias, 2, 1)
+        p7 = F.conv2d(torch.relu(p6), net.extra.p7.weight, net.extra.p7.bias, 2, 1)
+        *_, actual6, actual7 = net(x).values()
+        agree(actual6, p6)
+        agree(actual7, p7)
+
+
+def test_a_frozen_pyramid_trains_neither_norms_nor_stem_nor_first_stage_and_changes_no_output():
+    free, frozen = (small("fpn", backbone=RESNET, channels=4, frozen=f) for f in (False, True))
+    state = free.state_dict()
+    frozen.load_state_dict({key: state[key] for key in frozen.state_dict()})
+    agree(flat(frozen(images(2, 1, 16, 16))), flat(free(images(2, 1, 16, 16))), 1e-8)
+    assert not [m for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)]
+    fixed = {key.rsplit(".", 1)[0] for key, p in frozen.named_parameters() if not p.requires_grad}
+    convolutions = {key for key, m in frozen.backbone.named_modules() if isinstance(m, nn.Conv2d)}
+    assert fixed == {f"backbone.{key}" for key in convolutions if key.startswith(("stem.", "stages.0."))}
 
 
 def test_the_detector_is_torchvisions_retinanet():

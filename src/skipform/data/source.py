@@ -20,8 +20,8 @@ class Source:
 
     Args:
         folder: where the files are.
-        checksums: file, as a path below `folder` -> the md5 (32 digits) or sha256 sum (64 digits) of its content; None
-            if it is unknown, and then any file that is not empty counts as intact.
+        checksums: file, as a path below `folder` -> the md5 (32 digits) or sha256 sum of its content, or the first
+            digits of the latter; None if it is unknown, and then any file that is not empty counts as intact.
         url: the address of a file without its name.
         archive: a tar of the same files, from which those are read that are not in the folder.
     """
@@ -173,5 +173,5 @@ class ArchiveSource(Source):
 
 
 def digest(content: bytes, like: str) -> str:
-    """The md5 or sha256 sum of the content, whichever has as many digits as `like`."""
-    return hashlib.new({32: "md5", 64: "sha256"}[len(like)], content).hexdigest()
+    """The md5 sum of the content if `like` has 32 digits, otherwise as many first digits of its sha256 sum."""
+    return hashlib.new("md5" if len(like) == 32 else "sha256", content).hexdigest()[: len(like)]

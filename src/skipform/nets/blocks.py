@@ -236,6 +236,21 @@ def without_head(net: str, backbone: nn.Module) -> Staged:
     return Staged(backbone.stem, backbone.stages, nn.Identity(), backbone.channels)
 
 
+def freeze(body: Staged) -> None:
+    """Change a backbone in place: its batch norms become the affine maps they are in eval mode, which nothing trains,
+    and stem and first stage no longer train. The treatment of ImageNet weights in RetinaNet and DETR."""
+    from torchvision.ops import FrozenBatchNorm2d  # torchvision is slow to import, and most nets need none of it
+
+    for parent in list(body.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                constant = FrozenBatchNorm2d(norm.num_features, norm.eps)
+                constant.load_state_dict(norm.state_dict())
+                setattr(parent, name, constant)
+    body.stem.requires_grad_(False)
+    body.stages[0].requires_grad_(False)
+
+
 class Maps(nn.Module):
     """The `maps` of a net of stages as its output, which `functional_call` needs."""
 

@@ -3,14 +3,18 @@
 The pixels of a backbone's last map pass an encoder; in a decoder N trained queries attend to them and to one another,
 and every query yields a class (or none) and a box. Positions are added to queries and keys of every attention, not to
 the values. ResNet-50, 6 + 6 layers of 256: COCO AP 40.6 after 300 epochs, 42.0 after 500. Of its 41,524,768 parameters
-frozen=True trains 41,302,368, the paper's 41.3 M. With its weights equal to the net of the `transformers` library. No
-deviation. Not piecewise linear. Matching and the set loss belong to the task (`tasks/detect.py`).
+frozen=True trains 41,302,368, the paper's 41.3 M. With its weights equal to the net of the `transformers` library. Not
+piecewise linear. Matching and the set loss belong to the task (`tasks/detect.py`).
+
+No deviation in the net; by default it has the 91 classes that COCO's labels are numbered up to, as the authors' code,
+and an experiment gives it the 80 that occur. `build` makes a backbone with random weights; an experiment replaces them
+by torchvision's ImageNet weights, as the paper does, with backbone_weights: imagenet.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import MLP, FrozenBatchNorm2d
+from torchvision.ops import MLP
 
 from skipform.arguments import Depth, Share, Size
 from skipform.nets.attention import (
@@ -22,7 +26,7 @@ from skipform.nets.attention import (
     sinusoids_2d,
     sublayers,
 )
-from skipform.nets.blocks import Staged, without_head
+from skipform.nets.blocks import Staged, freeze, without_head
 
 SURVEY = {
     "paper": "Carion et al., ECCV 2020",
@@ -35,6 +39,11 @@ SURVEY = {
 _RESNET = {"name": "resnet", "stages": 4, "first": "7x7", "width": 64, "option": "B"}
 VARIANTS = {
     "DETR, ResNet-50": ({"backbone": _RESNET | {"depth": 50}, "frozen": True}, 6, 41_524_768),
+    "DETR, ResNet-50, 80 classes": (
+        {"backbone": _RESNET | {"depth": 50}, "frozen": True, "num_classes": 80},
+        6,
+        41_521_941,
+    ),
     "DETR, ResNet-101": ({"backbone": _RESNET | {"depth": 101}, "frozen": True}, 6, 60_464_672),
 }
 
@@ -117,19 +126,6 @@ class DETR(nn.Module):
         stacked = torch.stack(outputs)  # l n q d
         logits, boxes = self.classes(stacked), self.box(stacked).sigmoid()
         return {"logits": logits[-1], "boxes": boxes[-1], "auxiliary": {"logits": logits[:-1], "boxes": boxes[:-1]}}
-
-
-def freeze(body: Staged) -> None:
-    """Change the backbone in place: its batch norms become the affine maps they are in eval mode, and stem and first
-    stage no longer train."""
-    for parent in list(body.modules()):
-        for name, norm in list(parent.named_children()):
-            if isinstance(norm, nn.BatchNorm2d):
-                constant = FrozenBatchNorm2d(norm.num_features, norm.eps)
-                constant.load_state_dict(norm.state_dict())
-                setattr(parent, name, constant)
-    body.stem.requires_grad_(False)
-    body.stages[0].requires_grad_(False)
 
 
 def build(

@@ -156,14 +156,17 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
     )
+    parser.add_argument("--backbone_weights", type=str, help="random or imagenet, which --data.download true fetches")
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
 
 
 def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int:
-    """Read the data and build every net on the meta device, without memory; return the number of steps per epoch."""
+    """Read the data, build every net on the meta device, without memory, and check the files of its backbone's weights;
+    return the number of batches per epoch."""
     import torch
 
     from skipform import data, nets
+    from skipform.training import weights
 
     module = data.build(0, **experiment.data | storage)
     module.prepare_data()
@@ -174,6 +177,9 @@ def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int
                 nets.build(**block)
             except (ValueError, RuntimeError) as failure:
                 raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
+    if experiment.backbone_weights == "imagenet":
+        for model in sorted({weights.model_of(block) for block in experiment.variants.values()}):
+            weights.prepare(model, **storage)
     return len(module.train_dataloader())
 
 
@@ -191,6 +197,9 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
         summary[label] = summary_of(seeds, done)
         name, unit = done[0]["shown"]
         score = summary[label][f"test_{name}"]
+        backbone = (
+            f", {experiment.backbone_weights} backbone weights" if "backbone" in experiment.variants[label] else ""
+        )
         if leads:
             bar.write(
                 f"{experiment.name:18} {label:18} test {label_of(name)} "
@@ -199,7 +208,7 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
                     if score["middle"] is not None
                     else "undefined   ("
                 )
-                + ", ".join([f"{len(seeds)} seeds)", *(label_of(text) for text in further(summary[label]))])
+                + ", ".join([f"{len(seeds)} seeds{backbone})", *(label_of(text) for text in further(summary[label]))])
             )
     return summary
 
@@ -216,6 +225,7 @@ def _run(
         "seed": seed,
         "threads": experiment.threads,
         "net": experiment.variants[label],
+        "backbone_weights": experiment.backbone_weights,
         "data": experiment.data,
         "task": experiment.task,
         "optimizer": experiment.optimizer,

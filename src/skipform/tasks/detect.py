@@ -6,7 +6,7 @@ objects in all images together, m pairs of a prediction and an object.
 
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,13 +37,24 @@ class Detect(Task):
 
     Any other net predicts a set, forward(images, mask) -> {"logits", "boxes", "auxiliary"}, like DETR: `set_loss` is
     minimised, and every prediction counts as an object of its likeliest class other than "no object".
+
+    Args:
+        net, optimizer: see `Task`.
+        shown: the score that tables show.
     """
 
     TARGETS = "boxes"
     MAIN_SCORE = ("ap50", "%")
 
-    def __init__(self, net: nn.Module | Mapping[str, Any], optimizer: Optimizer | Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        net: nn.Module | Mapping[str, Any],
+        optimizer: Optimizer | Mapping[str, Any],
+        *,
+        shown: Literal["ap50", "ap"] = "ap50",
+    ) -> None:
         super().__init__(net, optimizer)
+        self.MAIN_SCORE = (shown, "%")  # type: ignore[misc]
         self.takes_targets = "targets" in signature(self.net.forward).parameters
 
     def compile_step(self, *, channels_last: bool, backend: str = "inductor") -> None:

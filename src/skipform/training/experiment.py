@@ -7,6 +7,7 @@ After an introduction in comments, an experiment file holds
     task:       {name: NAME, argument: value, ...}                 classify by default, see `skipform.tasks`
     optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.build_trainer`
     threads:    CPU threads, 0 for torch's own   wandb:      auto, online, offline, disabled
+    backbone_weights:   of the backbones before training: random, or imagenet, see `training.weights`
     smoke:, embedded:, paper:   any of these keys, for one scale only
 
 and ../scale/<scale>.yaml holds the values that all experiments share at a scale. Of several values for one key the last
@@ -52,6 +53,7 @@ class Experiment:
     trainer: Block
     threads: int
     wandb: Literal["auto", "online", "offline", "disabled"]
+    backbone_weights: Literal["random", "imagenet"]
 
 
 def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -91,7 +93,11 @@ def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = Non
     return experiments
 
 
-_TOP = {"threads": Threads, "wandb": Literal["auto", "online", "offline", "disabled"]}
+_TOP = {
+    "threads": Threads,
+    "wandb": Literal["auto", "online", "offline", "disabled"],
+    "backbone_weights": Literal["random", "imagenet"],
+}
 
 
 def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
@@ -127,6 +133,9 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
         trainer=complete(build_trainer, given.get("trainer", {}), f"{where}: trainer", skip=NOT_IN_FILES["trainer"]),
         threads=typed(given.get("threads", 0), _TOP["threads"], f"{where}: threads"),
         wandb=typed(given.get("wandb", "auto"), _TOP["wandb"], f"{where}: wandb"),
+        backbone_weights=typed(
+            given.get("backbone_weights", "random"), _TOP["backbone_weights"], f"{where}: backbone_weights"
+        ),
     )
 
 

@@ -47,7 +47,7 @@ class Journal(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.since = time.monotonic()
-        self.bar.total -= self.steps
+        self.bar.total -= self.steps * trainer.accumulate_grad_batches
         for row in self.rows:  # an offline W&B run cannot be resumed, so the new one also receives the earlier epochs
             for logger in trainer.loggers:
                 logger.log_metrics(logged(row), step=int(row["epoch"]))
@@ -84,7 +84,8 @@ class Journal(Checkpoint):
             return
         # `train_loss` is over all processes: this one's own losses may all be finite
         steps = (~torch.stack(self.losses).isfinite()).nonzero()
-        step = self.steps + (int(steps[0]) + 1 if len(steps) else len(self.losses))
+        batches = int(steps[0]) + 1 if len(steps) else len(self.losses)
+        step = self.steps + math.ceil(batches / task.trainer.accumulate_grad_batches)
         raise SkipformError(
             f"{self.checkpoint.parent}: the training diverges: {wrong[0]} is {row[wrong[0]]}"
             f" in epoch {int(row['epoch'])}, step {step}, with optimizer.lr {task.optimizer.lr:g};"

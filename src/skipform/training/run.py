@@ -41,6 +41,7 @@ from skipform.files import checksum, fingerprint, read_json, versions, whole, wr
 from skipform.runs import FILES, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
+from skipform.training import weights
 from skipform.training.journal import Journal, is_intact, mixed
 
 UNFINISHED_FILES = ("begun.json", "last.ckpt")  # beside them, until they are all there
@@ -70,9 +71,9 @@ def train(
     earlier = previous(folder, digest, journal.checkpoint, bar) if leads else (None, None)
     metrics, checkpoint = trainer.strategy.broadcast(earlier)
     if metrics:
-        bar.total -= metrics["steps"]
+        bar.total -= metrics["steps"] * trainer.accumulate_grad_batches
         return metrics
-    net = initial(config)
+    net = initial(config, storage["root"])
     device = trainer.strategy.root_device.type
     if trainer.world_size > 1 and device == "cpu" and any(isinstance(m, _BatchNorm) for m in net.modules()):
         raise SkipformError(
@@ -120,10 +121,14 @@ def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[di
     return None, None
 
 
-def initial(config: dict[str, Any]) -> nn.Module:
-    """The net of a run before training, which depends on its config and seed alone."""
+def initial(config: dict[str, Any], root: str) -> nn.Module:
+    """The net of a run before training, which depends on its config and seed alone. root: the folder of the data, which
+    holds the ImageNet weights of a backbone too."""
     torch.manual_seed(mixed(config["seed"]))
-    return nets.build(**config["net"])
+    net = nets.build(**config["net"])
+    if config["backbone_weights"] == "imagenet":
+        weights.load(net, config["net"], root=root)
+    return net
 
 
 def fit(trainer: Trainer, task: Task, module: LightningDataModule, checkpoint: Path | None) -> None:
@@ -161,6 +166,7 @@ def build_trainer(
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto",
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true",
     gradient_clip_val: Factor | None = None,
+    accumulate_grad_batches: Count = 1,
     fast: bool = False,
     strategy: Literal["auto", "ddp"] = "auto",
     devices: Annotated[int, Range(1, 64)] = 1,
@@ -174,6 +180,7 @@ def build_trainer(
         accelerator: as Lightning's; auto takes a GPU where there is one.
         precision: as Lightning's.
         gradient_clip_val: largest norm of the gradient.
+        accumulate_grad_batches: the mean gradient of this number of batches makes one step.
         fast: the step compiled (see `Task.compile_step`), and the fastest kernels, in whatever order they sum.
         strategy, devices, num_nodes: as Lightning's. Each of the devices * num_nodes processes takes its share of every
             batch, so that data.batch_size counts all of them together; on GPUs batch norm averages over all of them.
@@ -188,6 +195,7 @@ def build_trainer(
         sync_batchnorm=devices * num_nodes > 1,
         precision=precision,
         gradient_clip_val=gradient_clip_val,
+        accumulate_grad_batches=accumulate_grad_batches,
         deterministic=not fast,
         benchmark=fast,
         callbacks=[callback],
