@@ -1,12 +1,10 @@
 """The table of rows for one GPU: every row of it is tried on a CPU, and finished runs become rows of the results."""
 
 import csv
-import re
 import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from small_sets import cifar10, lay
 
@@ -68,7 +66,7 @@ def test_it_stops_when_the_time_is_over(folder, capsys):
 
 
 def test_without_a_gpu_it_is_refused_in_one_line(folder, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(gpu_table, "has_gpu", lambda: False)
     assert cli.main(["gpu_table", "--minutes", "5"]) == 2
     assert capsys.readouterr().err == (
         "skipform gpu_table: error: no GPU is visible to torch; accepted: a machine with one, or --trial\n"
@@ -93,7 +91,7 @@ def in_this_process(function, jobs, workers, end):
 
 
 def test_a_row_is_written_when_all_its_seeds_are_finished(folder, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(gpu_table, "has_gpu", lambda: True)
     monkeypatch.setattr(gpu_table.launch, "side_by_side", in_this_process)
     monkeypatch.setattr(gpu_table, "read", lambda *given: read(given[0], given[1], given[2] | gpu_table.TRIAL))
     assert cli.main(["gpu_table", "--minutes", "5"]) == 1
@@ -115,7 +113,7 @@ def test_a_row_replaces_that_of_the_same_variant_and_follows_the_others(tmp_path
         results.add(out, {"experiment": "a", "variant": "x", "loss": "1"})
 
 
-def test_a_run_that_fails_says_so_in_a_line_and_the_others_go_on(folder, capfd):
+def test_a_run_that_fails_does_not_stop_the_others(folder):
     path, storage = Path("experiments/survey/some.yaml"), {"root": "nowhere", "download": False}
     digits, absent = (read(path, "paper", gpu_table.TRIAL | {"data": {"name": name}}) for name in ("digits", "cifar10"))
     jobs = [
@@ -124,4 +122,3 @@ def test_a_run_that_fails_says_so_in_a_line_and_the_others_go_on(folder, capfd):
     ]
     ended = list(launch.side_by_side(gpu_table.train, jobs, 1, time.monotonic() + 300))
     assert ended == [(jobs[0], False), (jobs[1], True)]
-    assert re.fullmatch(r"nowhere/cifar-10-batches-py/.*: missing.*\n", capfd.readouterr().err)

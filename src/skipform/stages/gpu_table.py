@@ -69,8 +69,7 @@ def main(
     outputs.check_file(out, suffixes=[".csv"])
     folder = Path(runs or ("runs/gpu_trial" if trial else "runs/gpu"))
     outputs.check_folder(folder)
-    # device_count asks the driver, so that CUDA stays unused in this process
-    if not trial and not torch.cuda.device_count():
+    if not trial and not has_gpu():
         raise SkipformError("no GPU is visible to torch; accepted: a machine with one, or --trial")
     read_table = fields(read_yaml(table), {"rows": list, "seeds": list[Seed], "at_once": Count}, table)
     storage = {"root": data_root(), "download": download}
@@ -90,6 +89,11 @@ def main(
         + "; run it again to go on" * (finished < len(jobs))
     )
     return int(failed > 0)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU. CUDA stays unused in this process, because device_count asks the driver."""
+    return torch.cuda.device_count() > 0
 
 
 def _experiments(table: Path, rows: list[Any], trial: bool, storage: dict[str, Any]) -> list[Experiment]:
