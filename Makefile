@@ -7,7 +7,7 @@ RUN := $(UV) run --quiet
 # Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: repro test lint smoke torture bench notebooks derived
+.PHONY: repro test lint smoke torture bench gpu-table notebooks derived
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
 	$(RUN) skipform repro
@@ -28,6 +28,10 @@ torture: $(UV)        ## the pipeline killed 50 times, on a full disk, twice at 
 
 bench: $(UV)          ## speed and memory, as ratios measured in one run
 	for file in benchmarks/bench_*.py; do echo "== $$file"; $(RUN) python $$file || exit 1; done
+
+MINUTES := 30
+gpu-table: $(UV)      ## CIFAR-10 at full scale, in order of worth, MINUTES long, on one GPU -> results/gpu.csv
+	$(RUN) skipform gpu_table --minutes $(MINUTES) --download
 
 notebooks: $(UV)      ## open the analysis in Jupyter
 	$(UV) run --group notebooks jupyter lab analysis

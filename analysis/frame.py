@@ -59,6 +59,12 @@ def grammar() -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.DataFrame(accepted), pd.DataFrame(refused, columns=["net", "label", "input", "operation", "reason"])
 
 
+def bypassed() -> dict[tuple[str, str], list[int]]:
+    """The numbers of activations that the skips of a model bypass, by net and variant, as `skipform grammar` counts."""
+    results = json.loads((ROOT / "measures" / "grammar.json").read_text())
+    return {(row["net"], row["variant"]): row["bypassed"] for row in results}
+
+
 def runs() -> pd.DataFrame:
     """One row per run, in the order of the survey: net, variant, seed, folder and its complete config."""
     rows = []

@@ -75,7 +75,8 @@ PLAIN = style.Mark("#4a4a4a", (), "o")
 # %% [markdown]
 # ## Figure 1: the fully connected layer
 #
-# Every output reads every input, and every such pair has its own weight: y = W x + b.
+# Every output reads every input, and every such pair has its own weight. As in the paper, w_ij leads from input i to
+# output j: y_j = w_1j x_1 + w_2j x_2 + w_3j x_3 + b_j, so that w_ij is the entry (j, i) of torch's weight matrix.
 
 # %%
 layer = nn.Linear(3, 3).double()
@@ -83,7 +84,7 @@ W = jacobians(layer, 3)[0]
 xs, ys = column(LEFT, 3, pitch=1.6), column(RIGHT, 3, pitch=1.6)
 figure, axes = canvas()
 for j, i in np.argwhere(W.numpy() != 0):
-    draw_edge(axes, xs[i], ys[j], PLAIN, f"$w_{{{j + 1}{i + 1}}}$", where=0.25)
+    draw_edge(axes, xs[i], ys[j], PLAIN, f"$w_{{{i + 1}{j + 1}}}$", where=0.25)
 draw_nodes(axes, xs, names("x", 3))
 draw_nodes(axes, ys, names("y", 3))
 style.save(figure, "fig_fully_connected")

@@ -7,8 +7,10 @@
 # differ; both are printed so that the difference is visible. At scale `paper` they are, and a test compares net, data
 # set, score and epochs, except where a star marks a published result that was obtained differently.
 #
-# Published numbers come from `published.yaml`. The terms and the exact parameter count of the published model come
-# from the architecture's own file, and a test compares them with the net that is built.
+# Published numbers come from `published.yaml`. Skip, levels and the exact parameter count of the published model come
+# from the architecture's own file, and a test compares the count with the net that is built. The activations that a
+# skip bypasses are counted by `skipform grammar` on the graph of the published model: on the path from the fork to the
+# merge that has the most of them. Several numbers are those of different skips; 0 is attention alone.
 
 # %%
 import frame
@@ -19,6 +21,7 @@ from skipform import nets
 models = pd.DataFrame(nets.survey())
 last = frame.metrics().merge(frame.scores())
 published = frame.published()
+bypassed = frame.bypassed()
 
 # %% [markdown]
 # ## The table
@@ -45,6 +48,13 @@ def ours(net: str, variant: str | None) -> dict[str, str]:
     }
 
 
+def activations(net: str, variant: str | None) -> str:
+    """What the skips of the published model bypass; of all models of the net where `grammar` has not that one."""
+    counted = {label: numbers for (owner, label), numbers in bypassed.items() if owner == net}
+    numbers = counted[variant] if variant in counted else set().union(*counted.values())
+    return ", ".join(map(str, sorted(numbers))) or DASH
+
+
 def row(net: str, entry: dict) -> dict[str, str]:
     """The row of one architecture: the terms that its file states, the published result and ours."""
     variants = models[models["net"] == net]
@@ -54,7 +64,7 @@ def row(net: str, entry: dict) -> dict[str, str]:
         "architecture": entry["name"],
         "paper": entry.get("paper", ""),
         "skip": terms["skip"],
-        "activations": str(terms["activations_per_block"]),
+        "activations": activations(net, entry.get("variant")),
         "levels": str(terms["levels"]),
         "model": entry["model"],
         "published": f"{entry['params']:g} M" if "params" in entry else DASH,

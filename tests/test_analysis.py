@@ -260,3 +260,16 @@ def test_colours_keep_their_order_in_grey(analysis):
     values = [lightness(mark.color) for mark in MARKS]
     assert all(b - a >= 5 for a, b in pairwise(values)), values
     assert len({mark.dashes for mark in MARKS}) == len({mark.marker for mark in MARKS}) == len(MARKS)
+
+
+def test_the_text_credits_the_five_models_that_section_4_names_and_cites_what_names_the_others():
+    text = (ROOT / "paper" / "main.typ").read_text()
+    named = re.search(r"Section 4 of the paper places five .*?: (.*?)\.\n", text)[1]
+    assert re.findall(r"\w*Net|RoR", named) == ["ResNet", "DenseNet", "FractalNet", "RoR", "PyramidNet", "DenseNet"]
+    assert {"skiparticle", "residualarticle", "srivastava2015a"} <= set(re.findall(r"@(\w+)", text))
+
+
+def test_the_first_schematic_numbers_its_weights_from_input_to_output():
+    """w_ij leads from input i to output j, as in the paper."""
+    text = (ROOT / "analysis" / "schematics.py").read_text()
+    assert 'draw_edge(axes, xs[i], ys[j], PLAIN, f"$w_{{{i + 1}{j + 1}}}$"' in text

@@ -8,6 +8,7 @@ from torch import nn
 
 from skipform import nets
 from skipform.compiler.flatten import canonical
+from skipform.compiler.skips import bypassed
 from skipform.stages import grammar
 
 
@@ -109,3 +110,69 @@ def test_the_stage_writes_one_file_of_equal_bytes_and_no_other(tmp_path, monkeyp
     assert first.read_bytes() == second.read_bytes()
     assert [row["variant"] for row in json.loads(first.read_text())] == ["MLP-2", "M2 add"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+
+
+BYPASSED = {  # net: {variant of it: (arguments, what its skips bypass)}
+    "resnet": {"ReLU after the sum": ({"depth": 14, "width": 2}, [1]), "plain": ({"depth": 8, "skip": "none"}, [])},
+    "preact": {  # the first unit of a stage activates before the fork
+        "full": ({"depth": 14, "width": 2}, [1, 2]),
+        "original": ({"depth": 14, "width": 2, "order": "original"}, [1]),
+        "no first ReLU": ({"depth": 14, "width": 2, "order": "no-first-relu"}, [1]),
+        "bottleneck": ({"depth": 20, "width": 2, "bottleneck": True}, [2, 3]),
+    },
+    "shortcuts": {"convolution": ({"depth": 8}, [1])},
+    "resnext": {"post": ({"depth": 11, "width": 4, "cardinality": 2, "bottleneck_width": 2}, [2])},
+    "densenet": {
+        "dense": ({"depth": 7, "growth": 2}, [1]),
+        "bottleneck": ({"depth": 10, "growth": 2, "bottleneck": True}, [2]),
+    },
+    "pyramidnet": {"additive": ({"depth": 8, "width": 2, "alpha": 3}, [1])},
+    "ror": {  # a unit; two units and the activation between them; three groups and the activations between them
+        "three levels": ({"depth": 20, "width": 2}, [1, 3, 11]),
+        "one level": ({"depth": 20, "width": 2, "levels": 1}, [1]),
+    },
+    "fractalnet": {"three columns": ({"blocks": 1, "columns": 3, "width": 2}, [2, 4])},
+    "highway": {"gates": ({"width_factor": 0.05}, [1])},
+    "projection_blocks": {"the listing": ({}, [1])},
+    "vgg": {"no skip": ({"width": 2}, [])},
+    "mlp": {"plain": ({"width": 4, "skip": "none"}, []), "concatenation": ({"width": 4, "skip": "concat"}, [1])},
+    "pooled": {"native": ({"pool": "max", "width": 2}, []), "relu(x - y) + y": ({"pool": "relu", "width": 2}, [1])},
+    "activation_blocks": {str(n): ({"activations": n, "blocks": 2, "width": 4}, [n]) for n in (1, 2, 4)},
+    "unet": {"four scales": ({"width": 2}, [2, 6, 10, 14])},
+    "fcn": {  # conv6 and conv7; with those of the fifth stage of VGG
+        "8s": ({"kind": "8s", "num_classes": 3, "backbone": {"name": "vgg", "width": 2}}, [5, 8])
+    },
+    "fpn": {  # a unit; the stages between two laterals
+        "ResNet-18": ({"backbone": {"name": "resnet", "depth": 18, "stages": 4, "width": 4}}, [1, 4, 8, 12])
+    },
+    "vit": {"attention, feed-forward": ({"depth": 1, "width": 12, "heads": 3, "image_size": 32, "patch": 16}, [0, 1])},
+}
+LAYERS = {  # net: (arguments, the part that takes vectors, their shapes); one skip bypasses attention, one the MLP
+    "bert": ({"vocab_size": 9, "width": 12, "heads": 3, "depth": 1}, "layers.0", [(5, 12)]),
+    "gpt": ({"vocab_size": 9, "width": 12, "heads": 3, "depth": 1}, "layers.0", [(5, 12)]),
+    "transformer": ({"vocab_size": None, "width": 12, "heads": 3, "depth": 2, "hidden": 8}, "", [(5, 12), (5, 12)]),
+    "detr": (
+        {"width": 12, "heads": 3, "hidden": 8, "queries": 3, "encoder_depth": 1, "decoder_depth": 2}
+        | {"backbone": {"name": "resnet", "depth": 18, "stages": 4, "width": 4}},
+        "",
+        [(3, 64, 64)],
+    ),
+}
+
+
+@pytest.mark.parametrize("net", LAYERS)
+def test_attention_bypasses_no_activation_and_the_feed_forward_net_one(net):
+    arguments, part, shapes = LAYERS[net]
+    module = nets.build(net, **arguments).get_submodule(part).eval()
+    assert bypassed(module, tuple(torch.zeros(1, *shape) for shape in shapes)) == [0, 1]
+
+
+def test_every_net_is_counted_by_a_test():
+    assert {*BYPASSED, *LAYERS} == set(nets.names())
+
+
+@pytest.mark.parametrize(("net", "variant"), [(net, variant) for net, cases in BYPASSED.items() for variant in cases])
+def test_a_skip_bypasses_the_activations_between_its_fork_and_its_merge(net, variant):
+    arguments, expected = BYPASSED[net][variant]
+    size = {"unet": (1, 188, 188)}.get(net, (3, 32, 32))
+    assert bypassed(nets.build(net, **arguments).eval(), torch.zeros(1, *size)) == expected

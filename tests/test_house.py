@@ -31,10 +31,12 @@ ARROWS = {
     "recovery": {"files"},
     "sources": set(),
     "runs": {"tasks", "data", "nets", "files"},
+    "results": {"runs", "files"},
     "training": {"runs", "tasks", "data", "nets", "files", "outputs", "sources"},
     "stages": {
         "training",
         "runs",
+        "results",
         "tasks",
         "data",
         "nets",

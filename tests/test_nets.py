@@ -102,7 +102,7 @@ def test_every_variant_has_the_parameters_it_claims(name, monkeypatch):
 
 def test_every_net_states_its_paper_and_the_terms_of_the_survey():
     for row in ROWS:
-        assert {"paper", "year", "skip", "activations_per_block", "levels", "depth"} <= row.keys(), row["net"]
+        assert {"paper", "year", "skip", "levels", "depth"} <= row.keys(), row["net"]
 
 
 def test_every_narrow_net_is_a_net_of_the_folder():

@@ -3,8 +3,7 @@
 A net's file holds `build` (keyword-only, annotated) and facts about the net as plain data, which `survey` reads and a
 test checks:
 
-    SURVEY    paper, year, skip (how branch and shortcut are merged), activations_per_block (under one shortcut),
-              levels (nested skips; 0: none)
+    SURVEY    paper, year, skip (how branch and shortcut are merged), levels (nested skips; 0: none)
     VARIANTS  label -> (arguments of build, depth as the paper counts it, exact number of parameters)
 
 Arguments mean the same in all nets: `depth` counts layers as the paper does, `width` is a number of channels (features

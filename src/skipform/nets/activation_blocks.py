@@ -21,7 +21,6 @@ SURVEY = {
     "paper": "Nagase & Ishiwata 2019, Theorem 4",
     "year": 2019,
     "skip": "concatenation or addition",
-    "activations_per_block": "1, 2, L",
     "levels": 1,
 }
 VARIANTS = {

@@ -29,7 +29,6 @@ SURVEY = {
     "paper": "Devlin et al., NAACL 2019",
     "year": 2019,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
     "piecewise_linear": False,
 }

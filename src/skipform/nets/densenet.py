@@ -27,7 +27,6 @@ SURVEY = {
     "paper": "Huang et al., CVPR 2017",
     "year": 2017,
     "skip": "concatenation",
-    "activations_per_block": 1,
     "levels": 1,
 }
 _BC = {"bottleneck": True, "compression": 0.5}

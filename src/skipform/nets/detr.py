@@ -32,7 +32,6 @@ SURVEY = {
     "paper": "Carion et al., ECCV 2020",
     "year": 2020,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
     "piecewise_linear": False,
 }

@@ -35,7 +35,6 @@ SURVEY = {
     "paper": "Long et al., CVPR 2015",
     "year": 2015,
     "skip": "addition, long",
-    "activations_per_block": "–",
     "levels": 2,
 }
 _VGG = {"num_classes": 21, "backbone": {"name": "vgg", "batch_norm": False}}

@@ -38,7 +38,6 @@ SURVEY = {
     "paper": "Lin et al., CVPR 2017",
     "year": 2017,
     "skip": "addition, lateral",
-    "activations_per_block": 0,
     "levels": 3,
 }
 _R50 = {"name": "resnet", "depth": 50, "stages": 4, "first": "7x7", "width": 64, "option": "B"}

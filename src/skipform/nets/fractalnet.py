@@ -27,7 +27,6 @@ SURVEY = {
     "paper": "Larsson et al., ICLR 2017",
     "year": 2017,
     "skip": "mean",
-    "activations_per_block": "1, 2, 4",
     "levels": 2,
 }
 VARIANTS = {

@@ -20,7 +20,6 @@ SURVEY = {
     "paper": "Radford et al. 2019",
     "year": 2019,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
     "piecewise_linear": False,
 }

@@ -29,7 +29,6 @@ SURVEY = {
     "paper": "Srivastava et al., NIPS 2015",
     "year": 2015,
     "skip": "gated addition",
-    "activations_per_block": 1,
     "levels": 1,
 }
 _BLOCK = {"depth": 110, "body": "block", "gate_bias": -6.0}

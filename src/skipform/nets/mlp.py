@@ -17,7 +17,6 @@ SURVEY = {
     "paper": "Nagase & Ishiwata 2019, Definition 1",
     "year": 1986,
     "skip": "none",
-    "activations_per_block": 1,
     "levels": 0,
 }
 VARIANTS = {  # parameters: the sum of in * out + out

@@ -20,7 +20,6 @@ SURVEY = {
     "paper": "Nagase & Ishiwata 2019, Theorem 1",
     "year": 2019,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
 }
 VARIANTS = {  # depth: activation layers; the construction for a 2x2 window has 2 of them and 20 weights per channel

@@ -42,7 +42,6 @@ SURVEY = {
     "paper": "He et al., ECCV 2016",
     "year": 2016,
     "skip": "addition",
-    "activations_per_block": 2,
     "levels": 1,
 }
 VARIANTS = {

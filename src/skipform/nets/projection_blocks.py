@@ -15,7 +15,6 @@ SURVEY = {
     "paper": "survey article on residual connections, listing",
     "year": 2024,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
 }
 VARIANTS = {

@@ -36,7 +36,6 @@ SURVEY = {
     "paper": "Han et al., CVPR 2017",
     "year": 2017,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
 }
 _DEEP = {"depth": 164, "bottleneck": True}

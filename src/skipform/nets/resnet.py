@@ -41,7 +41,6 @@ SURVEY = {
     "paper": "He et al., CVPR 2016",
     "year": 2016,
     "skip": "addition",
-    "activations_per_block": 2,
     "levels": 1,
 }
 _SMALL = {"stages": 4, "width": 64, "option": "B"}

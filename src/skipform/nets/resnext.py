@@ -39,7 +39,6 @@ SURVEY = {
     "paper": "Xie et al., CVPR 2017",
     "year": 2017,
     "skip": "addition",
-    "activations_per_block": 3,
     "levels": 1,
 }
 _IMAGENET = {"num_classes": 1000, "stages": 4, "first": "7x7"}

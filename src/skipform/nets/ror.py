@@ -26,7 +26,6 @@ SURVEY = {
     "paper": "Zhang et al., TCSVT 2018",
     "year": 2018,
     "skip": "addition",
-    "activations_per_block": 2,
     "levels": 3,
 }
 VARIANTS = {

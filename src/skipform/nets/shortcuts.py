@@ -37,7 +37,6 @@ SURVEY = {
     "paper": "He et al., ECCV 2016, Table 1",
     "year": 2016,
     "skip": "addition, gated or scaled",
-    "activations_per_block": 2,
     "levels": 1,
 }
 VARIANTS = {

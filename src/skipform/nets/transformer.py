@@ -33,7 +33,6 @@ SURVEY = {
     "paper": "Vaswani et al., NeurIPS 2017",
     "year": 2017,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
     "piecewise_linear": False,
 }

@@ -23,7 +23,6 @@ SURVEY = {
     "paper": "Ronneberger et al., MICCAI 2015",
     "year": 2015,
     "skip": "concatenation, long",
-    "activations_per_block": 2,
     "levels": 4,
 }
 VARIANTS = {

@@ -18,7 +18,6 @@ SURVEY = {
     "paper": "Simonyan & Zisserman, ICLR 2015",
     "year": 2015,
     "skip": "none",
-    "activations_per_block": 1,
     "levels": 0,
 }
 VARIANTS = {

@@ -24,7 +24,6 @@ SURVEY = {
     "paper": "Dosovitskiy et al., ICLR 2021",
     "year": 2021,
     "skip": "addition",
-    "activations_per_block": 1,
     "levels": 1,
     "piecewise_linear": False,
 }

@@ -30,6 +30,7 @@ STAGES = {
     "verify": "check the statements of the paper and print them as a table; exit 1 if one fails",
     "grammar": "rewrite the architectures of the survey and count what they become",
     "fit": "train what an experiment file describes",
+    "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
     "examples": "show trained networks a few held-out inputs, for the notebooks",

@@ -38,7 +38,7 @@ Trained = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress b
 
 def main(argv: list[str]) -> int:
     path = _experiment_file(argv)
-    from skipform.training import launch
+    from skipform.training import launch, plan
     from skipform.training.experiment import read
 
     options, given, storage = _options(argv)
@@ -54,15 +54,15 @@ def main(argv: list[str]) -> int:
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
     # torch would hang in the forked workers if it had used more than one thread before
     launch.configure_process(1 if workers > 1 else experiment.threads)
-    steps = len(runs) * experiment.trainer["max_epochs"] * _check(path, experiment, storage)
-    train = partial(_run, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
+    steps = len(runs) * experiment.trainer["max_epochs"] * plan.check(path, experiment, storage)
+    train = partial(plan.train, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
     from skipform.training.run import FILES, UNFINISHED_FILES
 
     files = ["summary.json", *(f"{label}/seed{seed}/{name}" for label, seed in runs for name in FILES)]
     unfinished = [f"{label}/seed{seed}/{name}" for label, seed in runs for name in UNFINISHED_FILES]
     with (
         _begun(out, work, [*files, *unfinished]) if leads else nullcontext(),
-        _bar(steps, leads) as bar,
+        plan.progress_bar(steps, shown=leads) as bar,
         launch.in_workers(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as run,
     ):
         summary = _train_all(experiment, seeds, run, bar, leads)
@@ -160,29 +160,6 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
 
 
-def _check(path: Path, experiment: "Experiment", storage: dict[str, Any]) -> int:
-    """Read the data, build every net on the meta device, without memory, and check the files of its backbone's weights;
-    return the number of batches per epoch."""
-    import torch
-
-    from skipform import data, nets
-    from skipform.training import weights
-
-    module = data.build(0, **experiment.data | storage)
-    module.prepare_data()
-    module.setup()
-    with torch.device("meta"):
-        for label, block in experiment.variants.items():
-            try:
-                nets.build(**block)
-            except (ValueError, RuntimeError) as failure:
-                raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
-    if experiment.backbone_weights == "imagenet":
-        for model in sorted({weights.model_of(block) for block in experiment.variants.values()}):
-            weights.prepare(model, **storage)
-    return len(module.train_dataloader())
-
-
 def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
     """Train every variant with every seed, report its score and return the summary."""
     from skipform.runs import further, summary_of
@@ -211,40 +188,6 @@ def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm"
                 + ", ".join([f"{len(seeds)} seeds{backbone})", *(label_of(text) for text in further(summary[label]))])
             )
     return summary
-
-
-def _run(
-    work: Path, experiment: "Experiment", command: str, storage: dict[str, Any], label: str, seed: int, bar: Any
-) -> dict[str, Any]:
-    from skipform.training import run, tracking
-
-    config = {
-        "experiment": experiment.name,
-        "scale": experiment.scale,
-        "variant": label,
-        "seed": seed,
-        "threads": experiment.threads,
-        "net": experiment.variants[label],
-        "backbone_weights": experiment.backbone_weights,
-        "data": experiment.data,
-        "task": experiment.task,
-        "optimizer": experiment.optimizer,
-        "trainer": experiment.trainer,
-    }
-    logger = partial(tracking.logger, experiment.wandb)
-    folder = work / label / f"seed{seed}"
-    return run.train(folder, config, command=command, bar=bar, storage=storage, open_logger=logger)
-
-
-def _bar(steps: int, leads: bool) -> "tqdm":
-    from tqdm import tqdm
-
-    return tqdm(
-        total=steps,
-        disable=None if leads else True,
-        leave=False,
-        bar_format="{desc}  {percentage:3.0f} % |{bar}| {remaining} left{postfix}",
-    )
 
 
 def _check_out(out: str | Path) -> None:

@@ -16,6 +16,7 @@ from skipform import nets
 from skipform.arguments import Count
 from skipform.compiler.flatten import structure
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
+from skipform.compiler.skips import bypassed
 from skipform.files import fingerprint, write_json
 from skipform.outputs import work_folder
 from skipform.training import launch
@@ -51,8 +52,8 @@ def main(*, out: str, scale: Literal["smoke", "embedded", "paper"] = "embedded",
     """Rewrite the published models of the survey and write their numbers of ReLU layers, ReLUs and coordinates carried.
 
     One row per model, at its published width and depth, for the input that the row names. A net that is not piecewise
-    linear has the compiler's reason instead. Finished rows are stored in OUT.partial, so that a killed run continues
-    from there.
+    linear has the compiler's reason instead. Every row also has the numbers of activations that its skips bypass.
+    Finished rows are stored in OUT.partial, so that a killed run continues from there.
 
     Args:
         out: The JSON file to write.
@@ -82,14 +83,18 @@ def chosen() -> list[tuple[str, str]]:
 
 
 def row(net: str, variant: str) -> dict[str, Any]:
-    """One model: {net, variant, inputs, before, after}, or {net, variant, inputs, reason}."""
+    """One model: {net, variant, inputs, bypassed, before, after}, or {net, variant, inputs, bypassed, reason}.
+
+    bypassed: the numbers of activations that its skips bypass, see compiler/skips.py; the others, see `described`.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     claims = {claim["variant"]: claim["arguments"] for claim in nets.survey() if claim["net"] == net}
     inputs = INPUTS.get(net, IMAGE)
     model = {"net": net, "variant": variant, "inputs": [list(shape) for shape in inputs]}
     module = nets.build(net, **claims[variant]).get_submodule(PART.get(net, "")).eval()
-    return model | described(module, *(torch.zeros(1, *shape) for shape in inputs))
+    tensors = tuple(torch.zeros(1, *shape) for shape in inputs)
+    return model | {"bypassed": bypassed(module, tensors)} | described(module, *tensors)
 
 
 def described(module: nn.Module, *inputs: Tensor) -> dict[str, Any]:

@@ -15,14 +15,16 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO, TypeVar
 
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -111,6 +113,48 @@ def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+Job = TypeVar("Job")
+
+
+def side_by_side(
+    function: Callable[[Job], Any], jobs: list[Job], workers: int, end: float
+) -> Iterator[tuple[Job, bool]]:
+    """Do function(job) for the jobs, in order, `workers` of them at once, each in a process of its own, so that a GPU's
+    memory is free again afterwards. Yields a job when it has ended, and whether it has succeeded; a failed one has
+    written a line to standard error. When time.monotonic() is `end`, the jobs that still run are killed.
+
+    function: importable by its name. The cores are divided among the workers.
+    """
+    context = multiprocessing.get_context("forkserver")  # it imports once for all, and no device is in use in it
+    context.set_forkserver_preload([function.__module__])
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    waiting, running = deque(jobs), dict[Any, tuple[Job, Any]]()
+    try:
+        while (waiting or running) and (left := end - time.monotonic()) > 0:
+            while waiting and len(running) < workers:
+                job = waiting.popleft()
+                process = context.Process(target=_alone, args=(function, job, threads))
+                process.start()
+                running[process.sentinel] = job, process
+            for sentinel in wait_for(list(running), timeout=left):
+                job, process = running.pop(sentinel)
+                process.join()
+                yield job, process.exitcode == 0
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
+
+
+def _alone(function: Callable[[Job], Any], job: Job, threads: int) -> None:
+    _leave_signals_to_the_parent()
+    configure_process(threads)
+    try:
+        function(job)
+    except (SkipformError, torch.OutOfMemoryError) as failure:
+        sys.exit(one_line(failure))
 
 
 class WorkerProgress:
