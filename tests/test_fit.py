@@ -34,7 +34,7 @@ from skipform.stages import fit
 from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
-from skipform.training import run, tracking
+from skipform.training import plan, run, tracking
 from skipform.training.journal import Journal
 
 # Dropout, crops and flips draw random numbers; batch norm and momentum carry state: all must survive a kill.
@@ -300,7 +300,7 @@ def counting_epochs(patch: pytest.MonkeyPatch) -> list[int]:
 
 def test_runs_in_parallel_processes_write_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
     bar = tqdm(total=18, file=io.StringIO())  # 2 seeds of 3 epochs of 3 steps
-    monkeypatch.setattr(fit, "_bar", lambda *_: bar)
+    monkeypatch.setattr(plan, "progress_bar", lambda *_, **__: bar)
     fit.main([*written(tmp_path), "--seeds", "0", "1", "--workers", "2"])
     assert contents(tmp_path / "out") == contents(unkilled)
     assert bar.n == bar.total == 18
