@@ -98,8 +98,9 @@ def build(
             return Skip(before.extend(branch), side, Merge(skip, c))
         return nn.Sequential(*before, Skip(branch, conv(c_in, c, 1, stride), Merge(skip, c)))
 
-    body, head = stack(width, channels, counts, block), classifier(channels[-1], num_classes)
+    body = stack(width, channels, counts, block)
     if unit == "post":
-        return init_he(Staged(stem(first, in_channels, width), body, head, channels))
+        return init_he(Staged(stem(first, in_channels, width), body, classifier(channels[-1], num_classes), channels))
     last = chain("br", channels[-1])
-    return init_he(Staged(conv(in_channels, width), body, nn.Sequential(*last, *head), channels))
+    head = nn.Sequential(*last, *classifier(channels[-1], num_classes))
+    return init_he(Staged(conv(in_channels, width), body, head, channels))
