@@ -73,7 +73,8 @@ def runs() -> pd.DataFrame:
         if not summary.is_file():
             continue
         for variant in json.loads(summary.read_text()):
-            for folder in sorted((summary.parent / variant).glob("seed*"), key=lambda f: int(f.name[4:])):
+            folders = [f for f in (summary.parent / variant).glob("seed*") if f.name[4:].isdigit()]  # no seed0.partial
+            for folder in sorted(folders, key=lambda f: int(f.name[4:])):
                 config = yaml.safe_load((folder / "config.yaml").read_text())
                 rows.append((net, variant, int(folder.name[4:]), folder, config))
     return pd.DataFrame(rows, columns=["net", "variant", "seed", "folder", "config"])

@@ -182,6 +182,14 @@ def test_a_published_result_belongs_to_our_experiment_or_says_what_differs(net):
 
 def test_tables_keep_the_order_of_the_experiment_and_give_median_and_range(frame):
     assert frame.runs()["variant"].unique().tolist() == ["plain", "addition"]
+    for name in (
+        "mlp.partial",
+        "mlp.replaced",
+        "mlp/plain/seed3.partial",
+        "mlp/plain/seed0.replaced",
+    ):  # of a killed fit
+        (frame.ROOT / "runs/survey" / name).mkdir()
+    assert len(frame.runs()) == 6
     spread = frame.spread(frame.metrics(), ["variant"], "test_error").set_index("variant")
     assert spread.loc["plain"].tolist() == [2.0, 1.0, 3.0, 3]
     assert spread.loc["addition"].tolist() == [6.0, 5.0, 9.0, 3]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.runs import FILES, Run, read_summary
+from skipform.runs import FILES, PROVENANCE, Run, read_summary
 from skipform.stages import cli, fit
 from skipform.theory.affine import Affine
 from skipform.theory.network import FORMAT, CanonicalNetwork, perceptron
@@ -212,17 +212,17 @@ def old_run(folder):
     shutil.copytree(folder / "out", changed := folder / "changed", dirs_exist_ok=True)
     path = changed / "net" / "seed0" / "provenance.json"
     provenance = json.loads(path.read_text())
-    del provenance["sha256"]
+    del provenance["sha256"], provenance["sha256_of_the_above"]
     path.write_text(json.dumps(provenance))
     return changed
 
 
 def everything(folder):
-    """All that a finished run and its experiment's summary hold, the provenance aside."""
+    """All that a finished run and its experiment's summary hold, but the checksums."""
     finished = Run(folder / "net" / "seed0")
     scores = finished.task()(torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)).tolist()
-    finished.provenance  # noqa: B018
-    return finished.config, finished.metrics, finished.history, scores, read_summary(folder)
+    provenance = {key: finished.provenance[key] for key in PROVENANCE}
+    return finished.config, finished.metrics, finished.history, scores, provenance, read_summary(folder)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +315,31 @@ def test_a_senseless_command_line_is_refused_in_one_line(stage, words, tmp_path_
             status = end.code
     assert status == (0 if "--help" in words else 2) or status == 2
     assert errors.getvalue().count("\n") == (status == 2), errors.getvalue()
+
+
+@pytest.mark.parametrize("key", ["training_seconds", "commit", "versions", "command"])
+def test_an_altered_provenance_is_refused(trained, key):
+    shutil.copytree(trained[0] / "out", changed := trained[0] / "changed", dirs_exist_ok=True)
+    path = changed / "net" / "seed0" / "provenance.json"
+    provenance = json.loads(path.read_text())
+    provenance[key] = {"training_seconds": 1.0, "versions": provenance["versions"] | {"torch": "9"}}.get(key, "other")
+    path.write_text(json.dumps(provenance))
+    with pytest.raises(SkipformError, match=r"provenance\.json: changed since the end of its run"):
+        Run(path.parent).provenance  # noqa: B018
+
+
+def test_a_run_that_begins_again_removes_only_what_a_run_writes(trained, tmp_path):
+    for name in [*FILES, *run.UNFINISHED_FILES, ".metrics.json.skipform.12345678.json"]:
+        (tmp_path / name).write_text("of another run")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "mine.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SkipformError, match=r"inner/mine\.txt stands there, and no run of skipform wrote it"):
+        run.previous(tmp_path, "a", tmp_path / "last.ckpt", tqdm(disable=True))
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "inner" / "mine.txt").unlink()
+    assert run.previous(tmp_path, "a", tmp_path / "last.ckpt", tqdm(disable=True)) == (None, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun.json", "inner"]
 
 
 def test_a_scale_that_names_another_folder_publishes_nothing(trained, capsys):

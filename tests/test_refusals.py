@@ -151,7 +151,13 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(old, new, words, folder,
         (["--seeds", "1", "1"], "seeds: .* one or more different"),
         (["--workers", "0"], "--workers: 0; accepted: 1 or more"),
         (["--threads", "100000"], "threads: 100000; accepted: 0 to 256"),
-        (["--optimizer.lr", "-1"], r"optimizer\.lr: -1.0; accepted: above 0"),
+        (["--optimizer.lr", "-1"], r"some\.yaml \(embedded\): optimizer\.lr: -1; accepted: above 0"),
+        (["--optimizer.lr", "nan"], r"optimizer\.lr: 'nan' is not accepted; accepted: float"),
+        (["--optimizer.lr", ".nan"], r"optimizer\.lr: nan; accepted: a finite number"),
+        (["--optimizer.lr=-.inf"], r"optimizer\.lr: -inf; accepted: a finite number"),
+        (["--optimizer.lr", "1e999"], r"optimizer\.lr: inf; accepted: a finite number"),
+        (["--optimizer.betas", "&a [*a]"], r"optimizer\.betas: '&a \[\*a\]' is not accepted; accepted: tuple"),
+        (["--trainer.fast", "{a:"], r"trainer\.fast: '\{a:' is not accepted; accepted: bool"),
         (["--trainer.devices", "1000000"], r"trainer\.devices: 1000000; accepted: 1 to 64"),
     ],
 )
@@ -159,6 +165,23 @@ def test_a_number_on_the_command_line_of_fit_has_the_same_range(argv, words, fol
     Path("experiments/survey/some.yaml").write_text(EXPERIMENT)
     assert re.search(words, refused(["fit", "--config", "experiments/survey/some.yaml", *argv], capsys))
     assert not Path("runs").exists()
+
+
+def test_an_unknown_scale_is_refused_before_torch_is_imported(folder):
+    Path("experiments/survey/some.yaml").write_text(EXPERIMENT)
+    code = (
+        "import sys; from skipform.stages import cli\n"
+        "assert cli.main(sys.argv[1:]) == 2\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = ["fit", "--config", "experiments/survey/some.yaml"]
+    for words, params in ((["--scale", "wrong"], None), ([], "scale: wrong")):
+        if params:
+            Path("params.yaml").write_text(params)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command, *words], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == "skipform fit: error: unknown scale 'wrong'; accepted: embedded\n"
 
 
 def test_seeds_of_the_shared_parameters_are_numbers(folder, capsys):

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from skipform.arguments import described, typed
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, shown
 
 TEMPORARY = ".skipform."  # in every temporary name: .NAME.skipform.RANDOM
 
@@ -173,6 +173,14 @@ def read_yaml(path: str | Path) -> Any:
         raise SkipformError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
 
 
+def yaml_value(text: str) -> Any:
+    """The value of a text of the command line, by the rules of `read_yaml`; the text itself if it is no such YAML."""
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
 class _Loader(yaml.SafeLoader):
     """The YAML of `read_yaml`."""
 
@@ -237,6 +245,15 @@ def fields(value: Any, accepted: Mapping[str, Any], where: str | Path) -> dict[s
     return value
 
 
+def check_scale(scale: str, experiment: Path) -> None:
+    """Raises SkipformError unless there is a file of this scale for an experiment's file, ../scale/<scale>.yaml."""
+    folder = experiment.parent.parent / "scale"
+    scales = sorted(file.stem for file in folder.glob("*.yaml"))
+    if scale not in scales:
+        accepted = ", ".join(scales) or f"none, for want of {folder}"
+        raise SkipformError(f"unknown scale {shown(scale)}; accepted: {accepted}")
+
+
 def checksum(path: Path) -> str:
     """The SHA-256 of a file's content. Raises SkipformError if it cannot be read."""
     try:
@@ -244,6 +261,11 @@ def checksum(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise SkipformError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def digest_of(value: Any) -> str:
+    """The SHA-256 of a JSON value, the same for the value written to a file and read back."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 # The packages whose version may change a number.

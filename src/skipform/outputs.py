@@ -89,6 +89,20 @@ def clear(folder: Path, keep: Collection[str] = ()) -> None:
         folder.rmdir()
 
 
+def empty(folder: Path, files: Collection[str]) -> None:
+    """Remove the named files of a folder without a marker, and what was half written of them.
+
+    Raises:
+        SkipformError: the folder holds another file; nothing is removed.
+    """
+    present = list(_files(folder))
+    for file in present:
+        if str(file) == MARKER or not _is_listed(file, files):
+            raise SkipformError(f"{folder / file} stands there, and no run of skipform wrote it; move it away")
+    for file in present:
+        (folder / file).unlink()
+
+
 def replace(new: Path, folder: Path) -> None:
     """Let `new` become `folder`. What `folder` was before is removed afterwards; see `recover`."""
     before = folder.with_name(folder.name + REPLACED)

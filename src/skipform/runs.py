@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from skipform import nets
 from skipform.arguments import complete
 from skipform.errors import SkipformError, first_line
-from skipform.files import checksum, fields, read_json, read_text, read_yaml
+from skipform.files import checksum, digest_of, fields, read_json, read_text, read_yaml
 
 if TYPE_CHECKING:
     from skipform.tasks import Task
@@ -89,6 +89,9 @@ class Run:
         if not path.is_file():
             raise SkipformError(f"{self.folder}: no finished run (provenance.json) in it; `skipform fit` leaves one")
         provenance = fields(read_json(path), PROVENANCE, path)
+        own = provenance.pop("sha256_of_the_above", None)
+        if own is not None and own != digest_of(provenance):
+            raise SkipformError(f"{path}: changed since the end of its run (its checksum is in its last line)")
         return fields(provenance, {"sha256": dict[str, str]}, path) if "sha256" in provenance else provenance
 
     def check(self) -> None:

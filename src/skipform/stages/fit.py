@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skipform import outputs
-from skipform.arguments import Seed, typed
+from skipform.arguments import Seed, described, typed
 from skipform.errors import SkipformError, shown
-from skipform.files import fields, read_yaml, write_json
+from skipform.files import check_scale, fields, read_yaml, write_json, yaml_value
 from skipform.stages.cli import not_understood
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
@@ -88,15 +88,18 @@ def _experiment_file(argv: list[str]) -> Path:
             raise argparse.ArgumentError(None, f"unrecognized arguments: {' '.join(unknown)}")
     except argparse.ArgumentError as error:
         raise not_understood(error, parser) from None
-    path = options.config
-    if path is None and not options.help:
+    if options.help:
+        return Path()
+    if options.config is None:
         raise SkipformError(
             "--config FILE is missing; accepted: an experiment file, such as experiments/survey/resnet.yaml"
         )
-    if path is not None and not (file := Path(path)).is_file():
-        present = sorted(other.name for other in file.parent.glob("*.yaml")) if file.parent.is_dir() else []
-        raise SkipformError(f"{file}: no such experiment file; {file.parent} has {', '.join(present) or 'none'}")
-    return Path(path or "")
+    path = Path(options.config)
+    if not path.is_file():
+        present = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {', '.join(present) or 'none'}")
+    check_scale(_shared(Path("params.yaml"))["scale"] if options.scale is None else options.scale, path)
+    return path
 
 
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -115,33 +118,28 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     for section, keys in accepted().items():
         group = parser.add_argument_group(f"{section}, in place of the values in the experiment file")
         for key, hint in keys.items():
-            group.add_argument(f"--{section}.{key}", type=hint)
+            group.add_argument(f"--{section}.{key}", type=str, metavar="VALUE", help=described(hint))
     try:
         given = parser.parse_args(argv, defaults=False).as_dict()
     except ArgumentError as error:
         raise not_understood(error, parser) from None
     shared = _shared(Path("params.yaml"))
-    default = {
-        "scale": shared.get("scale", "embedded"),
-        "seeds": shared.get("seeds", [0]),
-        "out": None,
-        "workers": None,
-    }
+    default = {"scale": shared["scale"], "seeds": shared["seeds"], "out": None, "workers": None}
     options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
     seeds = options["seeds"] = typed(options["seeds"], list[Seed], "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
         raise SkipformError(f"seeds: {shown(seeds)}; accepted: one or more different whole numbers from 0 on")
     data = given.get("data", {})
     storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
+    for section in SECTIONS:  # the values are checked by `read`, as those of the file are
+        given[section] = {key: yaml_value(text) for key, text in given.get(section, {}).items()}
     return options, given, storage
 
 
 def _shared(params: Path) -> dict[str, Any]:
-    """What a params.yaml says for all experiments: scale and seeds; nothing where there is no such file."""
-    if not params.is_file():
-        return {}
-    shared = fields(read_yaml(params), {}, params)
-    return fields(shared, {key: hint for key, hint in (("scale", str), ("seeds", list)) if key in shared}, params)
+    """The scale and the seeds that a params.yaml states for all experiments; without one, embedded and [0]."""
+    shared = fields(read_yaml(params), {}, params) if params.is_file() else {}
+    return fields({"scale": "embedded", "seeds": [0]} | shared, {"scale": str, "seeds": list}, params)
 
 
 def _add_own_options(parser: argparse.ArgumentParser) -> None:

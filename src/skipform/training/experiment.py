@@ -26,7 +26,7 @@ from typing import Any, Literal
 from skipform import data, nets, tasks
 from skipform.arguments import Threads, arguments, check_keys, complete, typed
 from skipform.errors import SkipformError, shown
-from skipform.files import read_yaml
+from skipform.files import check_scale, read_yaml
 from skipform.runs import LABEL
 from skipform.training.run import build_trainer
 
@@ -62,10 +62,7 @@ def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> 
     Raises:
         SkipformError: one line, naming file, key and what is accepted. The file is checked at every scale there is.
     """
-    folder = path.parent.parent / "scale"
-    scales = sorted(file.stem for file in folder.glob("*.yaml"))
-    if scale not in scales:
-        raise SkipformError(f"unknown scale {scale!r}; accepted: {', '.join(scales) or f'none, for want of {folder}'}")
+    check_scale(scale, path)
     return read_all(path, {scale: overrides or {}})[scale]
 
 

@@ -12,27 +12,29 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO, TypeVar
 
 import torch
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError, one_line, shown
-from skipform.files import defined, fields, fingerprint, read_json, write_json
+from skipform.files import defined, digest_of, fields, fingerprint, read_json, write_json
 from skipform.runs import finished
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def worker_count(given: int | None, experiment: "Experiment", runs: int) -> int:
 
 
 Train = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
+KILLED = "a worker was killed, perhaps because memory ran out; the same command resumes"
 
 
 @contextmanager
@@ -101,15 +104,13 @@ def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads:
         return jobs[label, seed].result()
 
     try:
-        jobs = {run: pool.submit(_train_in_worker, train, *run, i) for i, run in enumerate(runs)}
+        with _signals_blocked():
+            jobs = {run: pool.submit(_train_in_worker, train, *run, i) for i, run in enumerate(runs)}
         yield wait_for_run
     except BaseException as failure:
         _kill_workers()
         if isinstance(failure, BrokenProcessPool):
-            raise SkipformError(
-                "a worker was killed, perhaps because memory ran out; the same command resumes, also with fewer"
-                " --workers"
-            ) from None
+            raise SkipformError(f"{KILLED}, also with fewer --workers") from None
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -127,8 +128,7 @@ def side_by_side(
 
     function: importable by its name. The cores are divided among the workers.
     """
-    context = multiprocessing.get_context("forkserver")  # it imports once for all, and no device is in use in it
-    context.set_forkserver_preload([function.__module__])
+    context = _forkserver(function)  # no device is in use in it
     threads = max(1, (os.cpu_count() or 1) // workers)
     waiting, running = deque(jobs), dict[Any, tuple[Job, Any]]()
     try:
@@ -198,10 +198,30 @@ def _start_worker(threads: int, counters: Any) -> None:
     WorkerProgress.counters = counters
 
 
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the end. A process that is started meanwhile begins with them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _forkserver(function: Callable[..., Any]) -> Any:
+    """A context whose processes import the module of `function` once for all, and fork before any thread exists."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    with _signals_blocked():  # Ctrl-C during the imports is for this process alone
+        forkserver.ensure_running()
+    return context
+
+
 def _leave_signals_to_the_parent() -> None:
     """Let a worker ignore Ctrl-C, which is for the process that started it, and end when that process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
     def exit_with_parent() -> None:
         wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
@@ -219,32 +239,45 @@ def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, 
         )
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-    failures = torch.multiprocessing.get_context("fork").SimpleQueue()
+    context = multiprocessing.get_context("fork")
+    failures = context.SimpleQueue()
     arguments = (main, argv, devices, find_free_network_port(), failures)
+    ranks = [context.Process(target=_start_rank, args=(rank, *arguments)) for rank in range(devices)]
     try:
-        torch.multiprocessing.start_processes(_start_rank, arguments, nprocs=devices, start_method="fork")
-    except (ProcessRaisedException, ProcessExitedException):
-        if failures.empty():
-            raise
-        raise SkipformError(failures.get()) from None
-    except BaseException:
-        _kill_workers()
-        raise
+        with _signals_blocked():
+            for process in ranks:
+                process.start()
+        running: dict[Any, Any] = {process.sentinel: process for process in ranks}
+        while running:
+            ended = [running.pop(sentinel) for sentinel in wait_for(list(running))]
+            for process in ended:
+                process.join()
+            # The others fail after a process that was killed, or that failed, because they wait for it.
+            if any(process.exitcode < 0 for process in ended):
+                raise SkipformError(KILLED)
+            if failed := [process.exitcode for process in ended if process.exitcode]:
+                raise RuntimeError(f"a process ended with status {failed[0]}") if failures.empty() else failures.get()
+    finally:
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
+                process.join()
     return 0
 
 
 def _start_rank(
     rank: int, main: Callable[[list[str]], int], argv: list[str], processes: int, port: int, failures: Any
 ) -> None:
+    _leave_signals_to_the_parent()
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "skipform"}
     os.environ |= {key: str(value) for key, value in (ranks | where).items()}
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         main(argv)
-    except SkipformError as error:
-        failures.put(str(error))
-        raise
+    except BaseException as error:
+        error.add_note(traceback.format_exc()[-20_000:])  # which does not go through the queue otherwise
+        failures.put(error)
+        sys.exit(1)
 
 
 Executor = Literal["local", "submitit"]
@@ -275,7 +308,7 @@ def run_grid(
     with tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar:
         for path, result in _run_cells(function, missing, folder, executor, workers, slurm or {}):
             results[path] = defined(result)
-            write_json(path, {"result": results[path], "sha256": _digest(results[path])})
+            write_json(path, {"result": results[path], "sha256": digest_of(results[path])})
             bar.update()
     return [results[path] for path in paths]
 
@@ -286,11 +319,7 @@ def _stored(path: Path) -> Any:
         stored = fields(read_json(path), {"result": Any, "sha256": str}, path)
     except SkipformError:
         return None
-    return stored["result"] if stored["sha256"] == _digest(stored["result"]) else None
-
-
-def _digest(result: Any) -> str:
-    return hashlib.sha256(json.dumps(result).encode()).hexdigest()
+    return stored["result"] if stored["sha256"] == digest_of(stored["result"]) else None
 
 
 def _run_cells(
@@ -305,29 +334,39 @@ def _run_cells(
     if executor == "local" and workers <= 1:
         yield from ((path, function(**cell)) for path, cell in missing.items())
     elif executor == "local":
-        # A fork server imports the measuring code once for all workers, and forks before any thread exists.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([function.__module__])
-        with ProcessPoolExecutor(workers, context, _leave_signals_to_the_parent) as pool:
+        with ProcessPoolExecutor(workers, _forkserver(function), _leave_signals_to_the_parent) as pool:
             try:
                 submitted = {pool.submit(function, **cell): path for path, cell in missing.items()}
                 yield from ((submitted[job], job.result()) for job in as_completed(submitted))
-            except BaseException:
+            except BaseException as failure:
                 pool.shutdown(wait=False, cancel_futures=True)
                 _kill_workers()
+                if isinstance(failure, BrokenProcessPool):
+                    raise SkipformError(f"{KILLED}, also with fewer --workers") from None
                 raise
-    else:
+    elif missing:
         import submitit
 
+        if shutil.which("srun") is None:  # submitit would start all jobs at once here
+            raise SkipformError("--executor submitit: no program srun on the PATH; accepted: a SLURM cluster, or local")
         try:
             cluster = submitit.AutoExecutor(folder / "submitit")
             cluster.update_parameters(**({"timeout_min": 60} | slurm))
         except (NameError, TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise SkipformError(f"--slurm {shown(slurm)}: {one_line(error, 1000)}") from error
-        with cluster.batch():
-            jobs = [cluster.submit(function, **cell) for cell in missing.values()]
-        where = dict(zip(jobs, missing, strict=True))
-        yield from ((where[job], job.result()) for job in submitit.helpers.as_completed(jobs))
+        jobs: list[Any] = []
+        try:
+            with cluster.batch():
+                batch = [cluster.submit(function, **cell) for cell in missing.values()]
+            jobs = batch
+            where = dict(zip(jobs, missing, strict=True))
+            yield from ((where[job], job.result()) for job in submitit.helpers.as_completed(jobs))
+        except BaseException as failure:
+            for job in jobs:
+                job.cancel(check=False)
+            if isinstance(failure, submitit.core.utils.UncompletedJobError):
+                raise SkipformError(f"a job of the cluster failed: {one_line(failure, 1000)}") from None
+            raise
 
 
 def _key(cell: Cell, digest: str) -> str:

@@ -6,7 +6,7 @@ A run writes into its folder
     initial.safetensors   the net before training              final.safetensors   and after
     history.csv           per epoch and split: loss, scores    metrics.json        those of the last epoch
     provenance.json       commit, versions, hardware, times    (the only file that differs between two runs), and the
-                          checksums of all others
+                          checksums of all others and of itself
 
 The scores are those of the task. Scores of "train" are computed while training, from the batches of the epoch; the
 others after each epoch, in evaluation mode.
@@ -16,7 +16,6 @@ import csv
 import io
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -34,10 +33,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from skipform import data, nets, tasks
+from skipform import data, nets, outputs, tasks
 from skipform.arguments import Count, Factor, Range
 from skipform.errors import SkipformError
-from skipform.files import checksum, fingerprint, read_json, versions, whole, write_json, write_text, write_yaml
+from skipform.files import (
+    checksum,
+    digest_of,
+    fingerprint,
+    read_json,
+    versions,
+    whole,
+    write_json,
+    write_text,
+    write_yaml,
+)
 from skipform.runs import FILES, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
@@ -59,7 +68,7 @@ def train(
     """Do the run that `config` describes (see config.yaml) in `folder`, and return its metrics.
 
     A finished run of the same fingerprint (config, sources, versions) is not repeated; an unfinished one resumes after
-    its last epoch; anything else in the folder is removed first. `bar` counts the steps still to do. `storage`: `root`
+    its last epoch; files of another run are removed first. `bar` counts the steps still to do. `storage`: `root`
     and `download` of the data module. Of several processes the first one decides and writes, the others compute.
     """
     digest, seed = fingerprint_of(config), config["seed"]
@@ -100,8 +109,11 @@ def train(
 def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[dict[str, Any] | None, Path | None]:
     """The metrics of a finished run of this fingerprint, or the checkpoint of an unfinished one.
 
-    If the folder holds neither, it is emptied and marked as this run's. What is damaged is named in one line, and the
-    run begins again.
+    If the folder holds neither, the files that a run writes are removed there, and it is marked as this run's. What is
+    damaged is named in one line, and the run begins again.
+
+    Raises:
+        SkipformError: the folder holds another file than a run writes.
     """
     earlier = Run(folder)
     try:
@@ -116,7 +128,7 @@ def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[di
             raise SkipformError(f"{checkpoint}: damaged, or of another run")
     except SkipformError as error:
         bar.write(f"{error}; this run begins again", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
+    outputs.empty(folder, {*FILES, *UNFINISHED_FILES})
     write_json(folder / "begun.json", {"fingerprint": digest})
     return None, None
 
@@ -148,7 +160,8 @@ def write_results(
     write_text(folder / "history.csv", _csv(journal.rows))
     write_json(folder / "metrics.json", metrics)
     sums = {name: checksum(folder / name) for name in FILES if name != "provenance.json"}
-    write_json(folder / "provenance.json", origin | _provenance(journal.seconds) | {"sha256": sums})
+    provenance = origin | _provenance(journal.seconds) | {"sha256": sums}
+    write_json(folder / "provenance.json", provenance | {"sha256_of_the_above": digest_of(provenance)})
 
 
 class NoProfiler(PassThroughProfiler):
