@@ -1,6 +1,7 @@
 """A measurement grid computes every cell once and returns the results in order, even if it is killed in between."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 
 import pytest
 
+from skipform.errors import SkipformError
 from skipform.training import launch
 
 # What a cell does: it leaves a line in a file that counts how often it was measured; the fourth waits for the gate.
@@ -82,6 +84,10 @@ def test_a_killed_grid_resumes_where_it_stopped(cell, tmp_path):
 def test_a_cluster_measures_the_same(cell, tmp_path, monkeypatch):
     import submitit
 
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SkipformError, match=r"^--executor submitit: no program srun on the PATH; accepted: a SLURM"):
+        run_cells(cell, tmp_path, executor="submitit")
     # submitit's own stand-in for SLURM: the same pickled jobs, run by local processes.
+    monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(submitit, "AutoExecutor", lambda folder: submitit.LocalExecutor(folder))
     assert run_cells(cell, tmp_path, executor="submitit") == [{"number": n, "square": n**2} for n in range(6)]
