@@ -13,6 +13,7 @@ import yaml
 
 from skipform import files, outputs
 from skipform.errors import SkipformError
+from skipform.runs import summary_of
 from skipform.stages import cli, fit, notebooks, verify
 
 EXPERIMENT = {
@@ -123,6 +124,9 @@ def leave_run(folder):
     run.mkdir(parents=True)
     keys = {"fingerprint": "f", "command": "", "commit": "", "training_seconds": 0.0, "hardware": {}, "versions": {}}
     (run / "provenance.json").write_text(json.dumps(keys))
+    metrics = {"epochs": 1, "steps": 1, "parameters": 1, "shown": ["error", "%"], "higher": False, "test_error": 1.0}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "summary.json").write_text(json.dumps({"plain": summary_of([0], [metrics])}))
     blocks = {"net": {"name": "any"}, "data": {"name": "any"}, "task": {"name": "classify"}, "optimizer": {}}
     (run / "config.yaml").write_text(json.dumps({"scale": "smoke", "variant": "plain", "seed": 0} | blocks))
 

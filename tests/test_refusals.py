@@ -210,7 +210,7 @@ OPTIONS = [
     ("regions x --memory_gib .nan", "--memory_gib: nan; accepted: a finite number"),
     ("regions x --images [-1,0,1]", "--images: -1; accepted: 0 or more"),
     ("regions x --box [0,.nan,0,1]", "--box: nan; accepted: a finite number"),
-    ("regions experiments", "experiments: neither a run's folder"),
+    ("regions experiments", "'experiments': neither a run's folder"),
     ("regions models_to_refuse:perceptron --input 2 --box [0,1e308,0,1]", "plane: box .* sides of"),
     ("regions models_to_refuse:perceptron --input 2 --box [0,1e-300,0,1]", "plane: box .* sides of"),
     ("regions models_to_refuse:perceptron --input 2 --box [1,0,0,1]", "low s < high s|low < high"),

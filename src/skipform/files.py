@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from skipform.arguments import described, typed
-from skipform.errors import SkipformError, shown
+from skipform.errors import SkipformError, one_line, shown
 
 TEMPORARY = ".skipform."  # in every temporary name: .NAME.skipform.RANDOM
 
@@ -136,13 +136,17 @@ def read_json(path: str | Path) -> Any:
     Raises:
         SkipformError: it cannot be read, or is no JSON; one line that names the file and the place.
     """
-    text = read_text(path)
+    return json_value(read_text(path), path)
+
+
+def json_value(text: str, where: str | Path) -> Any:
+    """The value of a JSON text, in which every number is finite. SkipformError, beginning with `where`, for another."""
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
-        raise SkipformError(f"{path}: not JSON: nested too deeply") from None
+        raise SkipformError(f"{where}: not JSON: nested too deeply") from None
     except ValueError as error:
-        raise SkipformError(f"{path}: not JSON: {error}") from None
+        raise SkipformError(f"{where}: not JSON: {one_line(error)}") from None
 
 
 def _finite(text: str) -> float:

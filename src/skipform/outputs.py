@@ -1,7 +1,8 @@
 """Where a command may write: every output is checked before any work, and only what a command has written is removed.
 
-A folder that a command makes holds a marker, the file .skipform, which lists the files that the command writes there.
-A folder that holds any other file is refused, and so is every output inside a folder with a marker.
+A folder that a command makes holds a marker, the file .skipform, which names the command and lists the files that it
+writes there. A folder that holds any other file is refused, and so are the folder of another command and every output
+inside a folder with a marker.
 """
 
 import fcntl
@@ -16,6 +17,7 @@ from skipform.errors import SkipformError
 from skipform.files import TEMPORARY, original_of, write_json
 
 MARKER = ".skipform"
+WRITTEN = "written by skipform"  # in the marker, before the name of the command
 WORKING = UNFINISHED, REPLACED = ".partial", ".replaced"  # endings of the folders in which a command works
 
 
@@ -38,8 +40,8 @@ def check_file(path: str | Path, option: str = "--out", *, suffixes: Collection[
         raise _unwritable(path, option, error) from None
 
 
-def check_folder(path: str | Path, option: str = "--out") -> None:
-    """Refuse, before any work, a path to which no folder can be written, or one that holds what no command wrote.
+def check_folder(path: str | Path, option: str = "--out", command: str = "") -> None:
+    """Refuse, before any work, a path to which no folder can be written, or that holds what `command` did not write.
 
     Raises:
         SkipformError: names the option, the path, what stands in the way and what is accepted.
@@ -55,7 +57,9 @@ def check_folder(path: str | Path, option: str = "--out") -> None:
             raise SkipformError(f"{option} {shown}: a file stands there; accepted: a new or an empty folder")
         if path.is_mount():
             raise SkipformError(f"{option} {shown}: a file system is mounted there; accepted: a folder inside it")
-        listed = _listed(path)
+        (written, listed) = _marker(path)
+        if written not in (WRITTEN, _written(command)):
+            raise SkipformError(f"{option} {shown}: {written}; accepted: a new or an empty folder")
         for file in _files(path):
             if not _is_listed(file, listed):
                 raise SkipformError(
@@ -66,15 +70,16 @@ def check_folder(path: str | Path, option: str = "--out") -> None:
         raise _unwritable(path, option, error) from None
 
 
-def mark(folder: str | Path, files: Iterable[str]) -> None:
+def mark(folder: str | Path, files: Iterable[str], command: str = "") -> None:
     """Add to the list of what a command writes in `folder`: paths relative to it; one that ends in / is a folder with
     all it holds."""
-    write_json(Path(folder, MARKER), {"written by skipform": sorted(_listed(Path(folder)).union(files))})
+    _, listed = _marker(Path(folder))
+    write_json(Path(folder, MARKER), {_written(command): sorted(listed.union(files))})
 
 
 def clear(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove the files that the marker lists, but for those to `keep`, then empty folders, the marker and `folder`."""
-    listed, kept = _listed(folder), {*keep, MARKER}
+    (written, listed), kept = _marker(folder), {*keep, MARKER}
     for file in list(_files(folder)):
         if _is_listed(file, listed) and str(file) not in kept:
             (folder / file).unlink()
@@ -82,7 +87,7 @@ def clear(folder: Path, keep: Collection[str] = ()) -> None:
         if place != str(folder) and not os.listdir(place):
             os.rmdir(place)
     if keep:
-        write_json(folder / MARKER, {"written by skipform": sorted(keep)})
+        write_json(folder / MARKER, {written: sorted(keep)})
         return
     (folder / MARKER).unlink(missing_ok=True)
     if folder.is_dir() and not os.listdir(folder):
@@ -195,14 +200,18 @@ def _files(folder: Path) -> Iterator[Path]:
             yield Path(place, name).relative_to(folder)
 
 
-def _listed(folder: Path) -> set[str]:
-    """The content of the marker, empty without one."""
+def _written(command: str) -> str:
+    return f"{WRITTEN} {command}".strip()
+
+
+def _marker(folder: Path) -> tuple[str, set[str]]:
+    """The content of the marker: who wrote the folder, and the list of its files, empty without a marker."""
     marker = folder / MARKER
     if not marker.is_file():
-        return set()
+        return WRITTEN, set()
     try:
-        (files,) = json.loads(marker.read_text(encoding="utf-8")).values()
-        return {str(Path(file)) + "/" * file.endswith("/") for file in files}
+        ((written, files),) = json.loads(marker.read_text(encoding="utf-8")).items()
+        return written, {str(Path(file)) + "/" * file.endswith("/") for file in files}
     except (ValueError, TypeError, AttributeError):
         raise SkipformError(f"{marker}: no list of what skipform wrote; move {folder} away") from None
 

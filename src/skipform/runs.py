@@ -5,10 +5,12 @@ import math
 import os
 import re
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +18,8 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from skipform import nets
-from skipform.arguments import complete
-from skipform.errors import SkipformError, first_line
+from skipform.arguments import Range, complete
+from skipform.errors import SkipformError, one_line
 from skipform.files import checksum, digest_of, fields, read_json, read_text, read_yaml
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ PROVENANCE = {
     "commit": str | None,
     "versions": dict[str, str],
     "hardware": Block,
-    "training_seconds": float,
+    "training_seconds": Annotated[float, Range(0)],
 }
 
 
@@ -106,13 +108,23 @@ class Run:
             raise SkipformError(f"{path}: changed since the end of its run (its checksum is in provenance.json)")
         return path
 
+    @contextmanager
+    def _naming_config(self) -> Iterator[None]:
+        """Let an error about a name or an argument begin with the file that holds it."""
+        try:
+            yield
+        except SkipformError as error:
+            raise SkipformError(f"{self.folder / 'config.yaml'}: {error}") from None
+
     def net(self, moment: Literal["initial", "final"] = "final") -> nn.Module:
         """A new copy of the net before or after training, in evaluation mode."""
-        net, path = nets.build(**self.config["net"]), self._intact(f"{moment}.safetensors")
+        path = self._intact(f"{moment}.safetensors")
+        with self._naming_config():
+            net = nets.build(**self.config["net"])
         try:
             load_model(net, path)
         except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: the weights of another net
-            raise SkipformError(f"{path}: not the weights of its net: {first_line(error)}") from None
+            raise SkipformError(f"{path}: not the weights of its net: {one_line(error, 300)}") from None
         for name, weights in net.state_dict().items():
             if not torch.isfinite(weights).all():
                 raise SkipformError(f"{path}: {name} has an entry that is NaN or infinite; accepted: finite weights")
@@ -120,10 +132,14 @@ class Run:
 
     def task(self) -> "Task":
         """The task of the final net, in evaluation mode."""
-        from skipform import tasks
+        from skipform import data, tasks
 
         where = f"{self.folder / 'config.yaml'}: "
-        kind = tasks.kind(name := self.config["task"]["name"])
+        with self._naming_config():
+            kind = tasks.kind(name := self.config["task"]["name"])
+            targets = data.kind(self.config["data"]["name"]).TARGETS
+        if targets != kind.TARGETS:
+            raise SkipformError(f"{where}task {name!r} takes {kind.TARGETS}, the data set has {targets}")
         options = {key: value for key, value in self.config["task"].items() if key != "name"}
         options = complete(kind, options, f"{where}task", skip={"net", "optimizer"})
         optimizer = complete(tasks.Optimizer, self.config["optimizer"], f"{where}optimizer")
@@ -133,7 +149,8 @@ class Run:
         """The data set, its files checked and read; nothing is fetched. `root`: its folder, by default `data_root`."""
         from skipform import data
 
-        kind = data.kind(self.config["data"]["name"])
+        with self._naming_config():
+            kind = data.kind(self.config["data"]["name"])
         where = f"{self.folder / 'config.yaml'}: data"
         block = complete(kind, self.config["data"], where, skip={"seed"} | data.LOCAL)
         module = data.build(0, **block, root=root or data_root(), download=False)
@@ -158,8 +175,24 @@ def data_root() -> str:
 
 
 def finished(folder: str | Path) -> list[Run]:
-    """The finished runs of an experiment's folder, FOLDER/VARIANT/seedK, in alphabetical order."""
-    return [Run(path.parent) for path in sorted(Path(folder).glob("*/seed*/provenance.json"))]
+    """The runs of a finished experiment, FOLDER/VARIANT/seedK, in alphabetical order: those that its summary.json
+    names, and none without one.
+
+    Raises:
+        SkipformError: a file of one of them is missing or damaged, or a run is in another folder than its own.
+    """
+    if not Path(folder, "summary.json").is_file():
+        return []
+    seeds = {variant: trained["seeds"] for variant, trained in read_summary(folder).items()}
+    runs = [Run(path) for path in sorted(Path(folder, name, f"seed{seed}") for name in seeds for seed in seeds[name])]
+    for run in runs:
+        run.check()
+        if run.folder.parts[-2:] != (run.config["variant"], f"seed{run.config['seed']}"):
+            raise SkipformError(
+                f"{run.folder}: the run of {run.config['variant']}, seed {run.config['seed']} (config.yaml);"
+                " accepted: a run in the folder VARIANT/seedK that `skipform fit` wrote"
+            )
+    return runs
 
 
 SCORES = ("train_", "validation_", "test_")  # what the names of scores begin with

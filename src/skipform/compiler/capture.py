@@ -1,9 +1,10 @@
 """Any eval-mode torch module as one graph of ATen operations, by torch.export, with the batch size left free."""
 
 import inspect
+import io
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,8 @@ from torch.utils import _pytree as pytree
 
 from skipform.errors import SkipformError, first_line
 
-# What user code and torch.export raise on a module that cannot be captured.
-CAPTURE_FAILURES = (
-    RuntimeError,  # also torch._dynamo's and torch.export's own
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    AssertionError,
-    NotImplementedError,
-)
-
+# What user code and torch.export raise on a module that cannot be captured: user code may raise anything, or exit.
+CAPTURE_FAILURES = (Exception, SystemExit)
 
 BATCHES = 1024  # a branch on the batch size is detected up to this batch size
 
@@ -96,7 +87,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
     try:
         parameters = inspect.signature(module.forward).parameters.values()
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-        with torch.no_grad(), _no_tracebacks():
+        with torch.no_grad(), _torch_silenced():
             program = torch.export.export(module, inputs, dynamic_shapes=(free,) if variadic else free, strict=False)
             if not _plain(program.graph):
                 program = _run_decompositions(program, _unannounced_views(program.graph))
@@ -124,14 +115,20 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
 
 
 @contextmanager
-def _no_tracebacks() -> Iterator[None]:
-    """Silence the logger with which torch prints a traceback for inputs that do not fit, before it raises the error."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
+def _torch_silenced() -> Iterator[None]:
+    """Silence torch, which prints a traceback for inputs that do not fit, and the graph so far for a branch on the
+    values of a tensor, before it raises the error."""
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 def _run_decompositions(program: ExportedProgram, table: dict[Any, Callable[..., Any]]) -> ExportedProgram:
@@ -242,7 +239,7 @@ def aliases(node: fx.Node) -> bool:
     return schema.name.endswith("dropout") or any(argument.alias_info is not None for argument in schema.arguments)
 
 
-def _explain(name: str, inputs: tuple[Tensor, ...], error: Exception) -> str:
+def _explain(name: str, inputs: tuple[Tensor, ...], error: BaseException) -> str:
     """One line on why the export failed."""
     first = first_line(error)
     shapes = ", ".join(str(tuple(x.shape)) for x in inputs)

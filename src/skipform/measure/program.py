@@ -323,6 +323,8 @@ def _refuse_other_outputs(graph: "fx.GraphModule") -> None:
     outputs = output_nodes(graph.graph)
     if len(outputs) != 1:
         raise SkipformError(f"measure: the net returns {len(outputs)} tensors; one is accepted")
+    if not outputs[0].meta["val"].numel():
+        raise SkipformError("measure: the net returns no number; at least one is accepted")
     if "batch_dim" not in outputs[0].meta:
         raise SkipformError(
             "measure: the net returns a constant without a batch dimension; one row a sample is accepted"

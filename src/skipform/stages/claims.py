@@ -9,6 +9,7 @@ from torch import nn
 
 from skipform import measure, nets
 from skipform.arguments import Count, NotNegative
+from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure.rank import finite, ranks
 from skipform.nets.activation_blocks import ConcatenationSkip
@@ -57,7 +58,12 @@ def measure_run(
     """One row for the net of one run at one moment, and one for its copy; see `main`."""
     torch.set_num_threads(1)
     trained = Run(Path(run)).of_task("classify")
+    name = trained.config["net"]["name"]
+    if copies and name != "activation_blocks":
+        raise SkipformError(f"--copies: {run}: the net {name}; accepted: activation_blocks")
     images = trained.test_images()
+    if len(images) < 3:
+        raise SkipformError(f"{run}: {len(images)} test images; accepted: 3 or more, which span a plane")
     net = trained.net(when).double()
     common = {
         "variant": trained.config["variant"],

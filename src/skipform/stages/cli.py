@@ -7,12 +7,14 @@ import argparse
 import ast
 import inspect
 import json
+import os
 import shlex
 import signal
 import sys
 import tempfile
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -59,6 +61,7 @@ EXPECTED = {
     "torch": "OutOfMemoryError",
     "lightning.fabric.utilities.exceptions": "MisconfigurationException",
     "wandb.errors": "Error",
+    "ruamel.yaml.error": "YAMLError",
 }
 
 
@@ -68,7 +71,11 @@ class Terminated(BaseException):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one stage. An error is one line on standard error and an exit status of EXIT_STATUSES."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        if not sys.warnoptions:  # what libraries warn about is for who develops with them
+            warnings.simplefilter("ignore")
+            os.environ["PYTHONWARNINGS"] = "ignore"  # for workers and other programs
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
@@ -96,8 +103,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(stage: str, argv: list[str]) -> int:
     if stage not in STAGES:
         close = get_close_matches(stage, STAGES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise SkipformError(f"unknown stage {shown(stage)}{hint} Accepted: {', '.join(STAGES)}")
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise SkipformError(f"unknown stage {shown(stage)}{hint}; accepted: {', '.join(STAGES)}")
     # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are.
     options: dict[str, Any] = {"argv": argv} if stage == "fit" else _options(stage, argv)
     return import_module(f"skipform.stages.{stage}").main(**options) or 0

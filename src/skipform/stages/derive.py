@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skipform.errors import SkipformError
-from skipform.files import write_text
+from skipform.files import fields, read_text, read_yaml, write_text
 
 SOURCES = "src/skipform/"
 NOTHING_MORE = "nets/blocks"  # `uses` of an item that needs no further source; all nets depend on this one anyway
@@ -29,12 +29,22 @@ def main(*, file: Path = Path("dvc.yaml"), check: bool = False) -> int:
     """
     if not file.is_file():
         raise SkipformError(f"{file}: no such file; accepted: the dvc.yaml of the project")
-    text = file.read_text(encoding="utf-8")
+    _check(file)
+    text = read_text(file)
     renewed = derived(text, file.parent)
     if check or renewed == text:
         return int(renewed != text)
     write_text(file, renewed)
     return 0
+
+
+def _check(file: Path) -> None:
+    """Raise SkipformError unless the file has the keys that are read here."""
+    pipeline = fields(read_yaml(file), {"vars": list, "stages": dict}, file)
+    for name, stage in pipeline["stages"].items():
+        where = f"{file}: stages.{name}"
+        body = fields(stage, {"do": dict}, where)["do"] if "foreach" in fields(stage, {}, where) else stage
+        fields(body, {"cmd": str, "deps": list}, where)
 
 
 def derived(text: str, root: Path) -> str:

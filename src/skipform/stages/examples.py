@@ -30,12 +30,12 @@ def main(runs: str, *, out: str, count: Count = 4) -> None:
         out: The folder to write into.
         count: The number of examples.
     """
-    outputs.check_folder(out)
+    outputs.check_folder(out, command="examples")
     nets = sorted(path.parent for path in Path(runs).glob("*/summary.json"))
     nets = [net for net in nets if net.suffix not in outputs.WORKING]
     if not nets:
         raise SkipformError(f"{runs}: no finished experiment (NET/summary.json) in it; `skipform fit` writes them")
-    outputs.mark(out, [f"{net.name}.safetensors" for net in nets])
+    outputs.mark(out, [f"{net.name}.safetensors" for net in nets], "examples")
     torch.set_num_threads(1)  # sums must not depend on the number of cores
     for net in tqdm(nets, desc="examples", unit="net", leave=False, disable=None):
         write(net, Path(out, f"{net.name}.safetensors"), count)

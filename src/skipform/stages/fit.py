@@ -131,8 +131,8 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         raise SkipformError(f"seeds: {shown(seeds)}; accepted: one or more different whole numbers from 0 on")
     data = given.get("data", {})
     storage = {"root": data.pop("root", None) or data_root(), "download": data.pop("download", False)}
-    for section in SECTIONS:  # the values are checked by `read`, as those of the file are
-        given[section] = {key: yaml_value(text) for key, text in given.get(section, {}).items()}
+    for section in given.keys() & {*SECTIONS}:  # the values are checked by `read`, as those of the file are
+        given[section] = {key: yaml_value(text) for key, text in given[section].items()}
     return options, given, storage
 
 
@@ -195,7 +195,7 @@ def _check_out(out: str | Path) -> None:
             f"--out {out}: a name for unfinished work; accepted: another ending than {Path(out).suffix}"
         )
     for ending in ("", *outputs.WORKING):
-        outputs.check_folder(f"{out}{ending}")
+        outputs.check_folder(f"{out}{ending}", command="fit")
 
 
 @contextmanager
@@ -204,5 +204,5 @@ def _begun(out: Path, work: Path, files: Iterable[str]) -> Iterator[None]:
     with outputs.alone(work, "fit"):
         outputs.recover(out)
         _check_out(out)
-        outputs.mark(work, files)
+        outputs.mark(work, files, "fit")
         yield

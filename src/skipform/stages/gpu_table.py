@@ -68,7 +68,7 @@ def main(
     end = time.monotonic() + 60 * minutes
     outputs.check_file(out, suffixes=[".csv"])
     folder = Path(runs or ("runs/gpu_trial" if trial else "runs/gpu"))
-    outputs.check_folder(folder)
+    outputs.check_folder(folder, "--runs", "gpu_table")
     if not trial and not has_gpu():
         raise SkipformError("no GPU is visible to torch; accepted: a machine with one, or --trial")
     read_table = fields(read_yaml(table), {"rows": list, "seeds": list[Seed], "at_once": Count}, table)
@@ -82,7 +82,8 @@ def main(
     ]
     with outputs.alone(folder, "gpu_table"):
         places = [f"{job.experiment.name}/{job.variant}/seed{job.seed}" for job in jobs]
-        outputs.mark(folder, [f"{place}/{name}" for place in places for name in (*FILES, *UNFINISHED_FILES)])
+        files = [f"{place}/{name}" for place in places for name in (*FILES, *UNFINISHED_FILES)]
+        outputs.mark(folder, files, "gpu_table")
         finished, failed = _train(jobs, at_once or read_table["at_once"], end, None if trial else out)
     print(
         f"{finished} of {len(jobs)} runs are finished, {failed} failed"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from skipform import nets, tasks
 from skipform.data import sets
+from skipform.errors import SkipformError
 
 
 def main(*, root: str = ".") -> None:
@@ -12,6 +13,8 @@ def main(*, root: str = ".") -> None:
     Args:
         root: The folder that holds experiments/.
     """
+    if not Path(root).is_dir():
+        raise SkipformError(f"--root {root}: no such folder; accepted: the folder that holds experiments/")
     files = [path for kind in ("survey", "claims") for path in sorted(Path(root, "experiments", kind).glob("*.yaml"))]
     experiments = [str(path.relative_to(root)) for path in files]
     kinds = {"networks": nets.names(), "data sets": sorted(sets()), "tasks": tasks.names(), "experiments": experiments}

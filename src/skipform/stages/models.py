@@ -1,27 +1,27 @@
 """Models named on the command line: MODULE:FACTORY and shapes."""
 
-import json
 import math
 from importlib import import_module
 
 from torch import nn
 
 from skipform.errors import SkipformError, one_line, shown
+from skipform.files import json_value
 
 LARGEST = 2**30  # numbers of an input, 8 GiB in float64
 
 
 def from_factory(factory: str, arguments: str = "{}") -> nn.Module:
-    """The model that MODULE:FACTORY returns for JSON arguments. Raises SkipformError if it is no torch module."""
+    """The model that MODULE:FACTORY returns for JSON arguments, in evaluation mode. Raises SkipformError if it is no
+    torch module."""
     module, _, name = factory.partition(":")
-    try:
-        given = json.loads(arguments)
-    except ValueError as error:
-        raise SkipformError(f"--arguments {shown(arguments)}: not JSON: {one_line(error)}") from error
+    given = json_value(arguments, f"--arguments {shown(arguments)}")
     if not isinstance(given, dict):
         raise SkipformError(f'--arguments {shown(arguments)}; accepted: a JSON object, e.g. {{"num_classes": 10}}')
     try:
         model = getattr(import_module(module), name)(**given)
+        if isinstance(model, nn.Module):
+            model.eval()  # which does not end for a module that contains itself
     except (Exception, SystemExit) as error:  # foreign code may raise anything, or try to exit
         raise SkipformError(
             f"{shown(factory)}: {type(error).__name__}: {one_line(error, 500)};"

@@ -45,12 +45,14 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
         root: The folder that holds analysis/, runs/ and measures/.
     """
     notebooks = read_all(Path(root) / "analysis")
+    if not notebooks:
+        raise SkipformError(f"{root}: no notebooks (analysis/*.py) in it; accepted: a checkout of the project")
     if unknown := [name for name in only or () if name not in notebooks]:
         raise SkipformError(f"unknown notebook {unknown[0]!r} in {root}/analysis; there are: {', '.join(notebooks)}")
     chosen = {name: notebook for name, notebook in notebooks.items() if not only or name in only}
     generated, pages = Path(root, "paper", "generated"), Path(root, "build", "notebooks")
     for folder in (generated, pages):
-        outputs.check_folder(folder, "output")
+        outputs.check_folder(folder, "output", "notebooks")
     outputs.recover(generated)
     with temporary_folder(generated) as temporary:
         new = temporary / generated.name
@@ -65,15 +67,15 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
         texts = {name: (writes(notebook) + "\n", _html(name, notebook, css)) for name, notebook in chosen.items()}
         made = sorted(file.name for file in new.iterdir())
         if only:
-            outputs.mark(generated, [*made, "numbers.json"])
+            outputs.mark(generated, [*made, "numbers.json"], "notebooks")
             for name in made:
                 (new / name).replace(generated / name)
             join_numbers(generated, list(notebooks))
         else:
             join_numbers(new, list(notebooks))
-            outputs.mark(new, [*made, "numbers.json"])
+            outputs.mark(new, [*made, "numbers.json"], "notebooks")
             outputs.replace(new, generated)
-    outputs.mark(pages, [f"{name}{ending}" for name in chosen for ending in (".ipynb", ".html")])
+    outputs.mark(pages, [f"{name}{ending}" for name in chosen for ending in (".ipynb", ".html")], "notebooks")
     for name, (notebook, html) in texts.items():
         write_text(pages / f"{name}.ipynb", notebook)
         write_text(pages / f"{name}.html", html)

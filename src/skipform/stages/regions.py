@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from skipform.arguments import Factor, Natural, Seed
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, shown
 from skipform.files import whole, write_text
 from skipform.measure import plane
 from skipform.outputs import check_file
@@ -91,11 +91,11 @@ def _network(
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")
         return run.net(), test[0], test[chosen]
     if ":" not in source:
-        raise SkipformError(f"{source}: neither a run's folder (with config.yaml) nor MODULE:FACTORY")
+        raise SkipformError(f"{shown(source)}: neither a run's folder (with config.yaml) nor MODULE:FACTORY")
     if input is None or images is not None:
         wrong = "--input is missing" if input is None else "--images needs a run's folder"
         raise SkipformError(f"{source}: {wrong}; MODULE:FACTORY takes --input, e.g. 3,32,32, and --points or --seed")
-    return from_factory(source, arguments).eval(), torch.zeros(shape_of(input), dtype=torch.float64), None
+    return from_factory(source, arguments), torch.zeros(shape_of(input), dtype=torch.float64), None
 
 
 def _box(box: list[float] | None) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ from skipform.arguments import Seed
 from skipform.compiler.check import AGREEMENT
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
-from skipform.errors import InternalError
+from skipform.errors import InternalError, SkipformError
 from skipform.files import whole
 from skipform.outputs import check_file
 from skipform.stages.models import from_factory, shape_of
@@ -40,7 +40,7 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
     check_file(out, suffixes=SUFFIXES)
     generator = torch.Generator().manual_seed(seed)
     shapes = [shape_of(text) for text in input.split()]
-    model = from_factory(factory, arguments).eval().double()
+    model = from_factory(factory, arguments).double()
     with tqdm(
         total=4,
         desc="rewrite",
@@ -109,7 +109,11 @@ def _difference(model: nn.Module, plain: nn.Module, inputs: list[Tensor]) -> flo
     """The largest difference of any output entry, relative to the largest entry of that output."""
     with torch.no_grad():
         pairs = zip(_tensors(model(*inputs)), _tensors(plain(*inputs)), strict=True)
-        ratios = [(a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny) for a, b in pairs]
+        ratios = [
+            (a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny) for a, b in pairs if a.numel()
+        ]
+        if not ratios:
+            raise SkipformError(f"{type(model).__name__}: forward returns no number; at least one is accepted")
         return torch.stack(ratios).max().item()
 
 

@@ -392,7 +392,7 @@ def over_runs(
     outputs.check_file(out, suffixes=[".json"])
     runs = [run.of_task("classify") for run in finished(folder)]
     if not runs:
-        raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` writes them")
+        raise SkipformError(f"{folder}: no finished runs (with summary.json) in it; `skipform fit` writes them")
     package = Path(__file__).parent.parent
     trained = [run.provenance["fingerprint"] for run in runs]
     sources = {
