@@ -8,6 +8,7 @@ import copy
 import io
 import json
 import os
+import re
 import shutil
 import traceback
 from fractions import Fraction
@@ -351,6 +352,44 @@ def test_a_scale_that_names_another_folder_publishes_nothing(trained, capsys):
         assert cli.main(["publish", "--runs", str(folder)]) == 2
     assert "scale: '../../published'; accepted: letters, digits" in capsys.readouterr().err
     assert not list(folder.parent.rglob("published.csv"))
+
+
+def test_an_experiment_with_an_unfinished_run_is_not_measured_and_no_run_in_the_place_of_another(
+    trained, capsys, tmp_path
+):
+    commands = (
+        ["measure", "exp", "--out", "out.json"],
+        ["claims", "exp", "--out", "out.json"],
+        ["examples", ".", "--out", "out"],
+    )
+    for change, line in {
+        lambda home: (home / "seed0" / "provenance.json").unlink(): "seed0: no finished run",
+        lambda home: (home / "seed0" / "final.safetensors").unlink(): "final.safetensors: cannot be read",
+        lambda home: shutil.copytree(home, home.with_name("copy")): "exp/copy/seed0: the run of net, seed 0",
+        lambda home: (home.parent / "summary.json").write_text("{"): "exp/summary.json: not JSON",
+    }.items():
+        shutil.copytree(trained[0] / "out", tmp_path / "exp")
+        change(tmp_path / "exp" / "net")
+        if (tmp_path / "exp" / "copy").exists():
+            summary = json.loads((tmp_path / "exp" / "summary.json").read_text())
+            (tmp_path / "exp" / "summary.json").write_text(json.dumps(summary | {"copy": summary["net"]}))
+        for command in commands:
+            with contextlib.chdir(tmp_path):
+                assert cli.main(command) == 2
+            assert re.fullmatch(rf"skipform \w+: error: [^\n]*{line}[^\n]*\n", capsys.readouterr().err)
+        assert not (tmp_path / "out.json").exists()
+        shutil.rmtree(tmp_path / "exp")
+
+
+def test_what_cannot_be_measured_of_a_run_is_refused(trained, capsys, tmp_path):
+    runs = str(trained[0] / "out")
+    for words, line in (
+        (["--copies"], "--copies: .*net/seed0: the net mlp; accepted: activation_blocks"),
+        (["--executor", "submitit"], "--executor submitit: no program srun on the PATH"),
+    ):
+        assert cli.main(["claims", runs, "--out", str(tmp_path / "out.json"), "--workers", "1", *words]) == 2
+        assert re.search(line, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_are_no_numbers_are_refused(trained):

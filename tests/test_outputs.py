@@ -209,6 +209,18 @@ def test_a_training_replaces_what_it_wrote_and_refuses_what_was_added(capsys, pl
     assert "new/.skipform: no list of what skipform wrote" in refused(training("new"), capsys, place)
 
 
+@pytest.mark.parametrize("command", ["fit", "examples"])
+def test_the_folder_of_another_command_is_refused(command, capsys, place):
+    outputs.mark("other", ["one.csv"], "notebooks")
+    Path("other/one.csv").write_text("1")
+    words = training("other") if command == "fit" else ["examples", "runs", "--out=other"]
+    assert "--out other: written by skipform notebooks; accepted: a new or an empty folder" in refused(
+        words, capsys, place
+    )
+    outputs.mark("earlier", ["one.csv"])  # of an earlier version, which did not name the command
+    outputs.check_folder("earlier", command=command)
+
+
 def test_a_marker_removes_nothing_outside_its_folder(place):
     outputs.mark("folder", ["../file", str(place / "full/mine.txt"), "link/mine.txt", "a"])
     Path("folder/a").write_text("a")

@@ -53,6 +53,31 @@ def exits():
 def raises():
     raise KeyError("two\\nlines")
 
+class Model(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.function = forward
+
+    def forward(self, x):
+        return self.function(x)
+
+def exits_forward():
+    return Model(lambda x: sys.exit(4))
+
+def divides():
+    return Model(lambda x: x / (1 // 0))
+
+def branches():
+    return Model(lambda x: x if x.sum() > 0 else -x)
+
+def returns_no_number():
+    return Model(lambda x: x[:, :0])
+
+def contains_itself():
+    model = perceptron()
+    model.append(model)
+    return model
+
 def nothing():
     return None
 
@@ -124,6 +149,15 @@ RANGES = {  # a line of the experiment -> what is put there, and the words of th
         "data: null": "data: accepted is `key: value` lines, got None",
         "data: {name: [1]}": r"data\.name: unknown \[1\]; accepted: ",
         "task: null": r"data\.name: missing|task: accepted is",
+    },
+    "{name: digits, limit: 40}": {
+        "{name: digits, limit: 40, crop: 1000}": r"data\.crop: 1000; accepted: 0 to 256",
+    },
+    "name: mlp, depth: 1, width: 4": {
+        "name: gpt": r"variants\.one: it does not take images of shape \(1, 8, 8\): ",
+        "name: mlp, depth: 10, width: 1000000": r"variants\.one: [\d,]{13,} parameters; accepted: as many as fit",
+        "name: mlp, width: 0100": r"width: '0100' is not accepted; accepted: int",  # 64 in YAML 1.1
+        "name: mlp, width: 1:30": r"width: '1:30' is not accepted; accepted: int",  # 90 in YAML 1.1
     },
     "  one: {": {
         f"  {300 * 'a'}: {{": "label 'a+.*accepted: .* at most 100",
@@ -223,11 +257,28 @@ OPTIONS = [
     ("rewrite models_to_refuse:raises --input 1,2 --out a.onnx", "KeyError: .*two.*lines.*; MODULE:FACTORY"),
     ("rewrite models_to_refuse:nothing --input 1,2 --out a.onnx", "returns a NoneType; a torch.nn.Module is accepted"),
     ("rewrite models_to_refuse:Silent --input 1,2 --out a.onnx", "Silent: forward returns no tensor"),
+    ("rewrite models_to_refuse:exits_forward --input 1,2 --out a.onnx", "Model: forward does not run .*SystemExit: 4"),
+    ("rewrite models_to_refuse:divides --input 1,2 --out a.onnx", "Model: forward does not run .*ZeroDivisionError"),
+    ("rewrite models_to_refuse:branches --input 1,2 --out a.onnx", "Model: forward branches on the values of a tensor"),
+    ("rewrite models_to_refuse:returns_no_number --input 1,2 --out a.onnx", "Model: forward returns no number"),
+    ("regions models_to_refuse:returns_no_number --input 2", "measure: the net returns no number"),
+    ("rewrite models_to_refuse:contains_itself --input 1,2 --out a.onnx", "RecursionError.*; MODULE:FACTORY that"),
     ("rewrite models_to_refuse:perceptron --input 1,3 --out a.onnx", r"does not run on inputs of shape \(1, 3\)"),
     ("rewrite models_to_refuse:perceptron --input 99999,99999 --out a.onnx", "--input '99999,99999': at most"),
     ("rewrite models_to_refuse:perceptron --input 1,2 --out a.onnx --arguments [1]", "--arguments .*a JSON object"),
     ("rewrite models_to_refuse:perceptron --input 1,2 --out a.onnx --arguments {", "--arguments '{': not JSON"),
+    (f"rewrite models_to_refuse:perceptron --input 1,2 --out a.onnx --arguments {100_000 * '['}", "nested too deeply"),
+    (
+        'rewrite models_to_refuse:with_weight --input 1,2 --out a.onnx --arguments {"value":NaN}',
+        "NaN is no finite number",
+    ),
     (f"list --root {100_000 * 'x'}", "File name too long|x{50}"),
+    ("list --root absent", "--root absent: no such folder"),
+    ("notebooks", r"\.: no notebooks \(analysis/\*\.py\) in it; accepted: a checkout"),
+    ("derive --file models_to_refuse.py", "models_to_refuse.py: not YAML"),
+    ("derive --file experiments/scale/embedded.yaml", "embedded.yaml: accepted is `key: value` entries, got nothing"),
+    ("nothing", "unknown stage 'nothing'; accepted: repro, verify"),
+    ("verif", r"unknown stage 'verif' \(did you mean verify\?\); accepted: "),
 ]
 
 
@@ -237,8 +288,10 @@ def test_an_argument_that_makes_no_sense_is_refused(command, words, folder, caps
     np.save("line.npy", points)
     np.save("equal.npy", np.ones((3, 2)))
     np.save("nan.npy", points * NAN)
+    before = sorted(folder.rglob("*"))
     line = refused(command.split(" "), capsys)
     assert re.search(words, line), line
+    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
     assert not Path("a.onnx").exists()
     assert not Path("regions.svg").exists()
 

@@ -162,8 +162,9 @@ YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**20, 20_000, 40  # the largest file of th
 def read_yaml(path: str | Path) -> Any:
     """The value of a YAML file: null, booleans, numbers, texts, dates, lists and mappings with distinct keys.
 
-    1e-4 is a number, as in YAML 1.2. Tags (!!python/name) are not accepted. An alias counts as often as it is used, and
-    a file of more than YAML_BYTES bytes, YAML_NODES values or YAML_DEPTH levels is refused while it is being read.
+    As in YAML 1.2, 1e-4 is a number, and 1:30 and 0777 are none (in YAML 1.1 they are 90 and 511). Tags (!!python/name)
+    are not accepted. An alias counts as often as it is used, and a file of more than YAML_BYTES bytes, YAML_NODES
+    values or YAML_DEPTH levels is refused while it is being read.
 
     Raises:
         SkipformError: it cannot be read, or is no such YAML; one line that names the file, the line and the column.
@@ -214,6 +215,11 @@ class _Loader(yaml.SafeLoader):
             self.sizes[anchor] = self.nodes - before
         return node
 
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        tag = super().resolve(kind, value, implicit)
+        is_number = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        return self.DEFAULT_SCALAR_TAG if is_number and _OLD_NUMBER.match(value) else tag
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         keys: list[Any] = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -228,6 +234,7 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads: the text "1e5" in quotation marks."""
 
 
+_OLD_NUMBER = re.compile(r"[-+]?(0[0-9_]+$|[0-9_.]+:)")
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))

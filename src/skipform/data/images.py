@@ -7,14 +7,14 @@ import gzip
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from skipform.arguments import Count, Natural, Seed
+from skipform.arguments import Count, Natural, Range, Seed
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.module import DataModule
 from skipform.data.source import ArchiveSource, Source
@@ -76,7 +76,7 @@ class Images(DataModule):
         batch_size: Count = 64,
         validation: Natural = 0,
         limit: Count | None = None,
-        crop: Natural = 0,
+        crop: Annotated[int, Range(0, 256)] = 0,
         flip: bool = False,
         seed: Seed = 0,
     ) -> None:

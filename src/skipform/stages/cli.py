@@ -20,12 +20,16 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import skipform
 from skipform import arguments
 from skipform.arguments import typed
 from skipform.errors import InternalError, SkipformError, one_line, shown
+from skipform.files import yaml_value
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 STAGES = {
     "repro": "run the pipeline: every stage of dvc.yaml that is out of date",
@@ -163,10 +167,10 @@ def _clear_bars() -> None:
 
 def _options(stage: str, argv: list[str]) -> dict[str, Any]:
     """The arguments of a stage's `main`, read from the command line; its docstring is the help."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     run = declaration(stage)
-    parser = ArgumentParser(prog=f"skipform {stage}", description=inspect.getdoc(run), exit_on_error=False)
+    parser = new_parser(prog=f"skipform {stage}", description=inspect.getdoc(run))
     parser.add_function_arguments(run, as_positional=True)
     # A yes-or-no option may stand alone: --all is --all=true.
     switches = {
@@ -185,6 +189,15 @@ def _options(stage: str, argv: list[str]) -> dict[str, Any]:
     hints = get_type_hints(run, include_extras=True)
     positional = {action.dest for action in parser._get_positional_actions()}
     return {name: typed(x, hints[name], name if name in positional else f"--{name}") for name, x in given.items()}
+
+
+def new_parser(**options: Any) -> "ArgumentParser":
+    """A parser that raises ArgumentError, and that reads values by the rules for files: its own YAML crashes on a value
+    of many levels."""
+    from jsonargparse import ArgumentParser, set_loader
+
+    set_loader("yaml", yaml_value)
+    return ArgumentParser(exit_on_error=False, **options)
 
 
 def declaration(stage: str) -> Callable[..., int | None]:

@@ -21,7 +21,7 @@ from skipform import outputs
 from skipform.arguments import Seed, described, typed
 from skipform.errors import SkipformError, shown
 from skipform.files import check_scale, fields, read_yaml, write_json, yaml_value
-from skipform.stages.cli import not_understood
+from skipform.stages.cli import new_parser, not_understood
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
 if TYPE_CHECKING:
@@ -105,12 +105,12 @@ def _experiment_file(argv: list[str]) -> Path:
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """The options of this stage, the values given for keys of the experiment file, and `root` and `download` of the
     data."""
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     from skipform.runs import data_root
     from skipform.training.experiment import accepted
 
-    parser = ArgumentParser(prog="skipform fit", description=__doc__, exit_on_error=False, allow_abbrev=False)
+    parser = new_parser(prog="skipform fit", description=__doc__, allow_abbrev=False)
     _add_own_options(parser)
     group = parser.add_argument_group("the data of this machine, which is no part of a run")
     group.add_argument("--data.root", type=str, metavar="DIR", help="by default SKIPFORM_DATA, or ./data")

@@ -4,30 +4,47 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
 from skipform import data, nets
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, one_line
 from skipform.training import run, tracking, weights
 from skipform.training.experiment import Experiment
 
 
 def check(path: Path, experiment: Experiment, storage: dict[str, Any]) -> int:
-    """Read the data, build every net on the meta device, without memory, and check the files of its backbone's weights;
-    return the number of batches per epoch.
+    """Read the data, build every net on the meta device, without memory, and check that it takes the data and fits into
+    this machine, and the files of its backbone's weights; return the number of batches per epoch.
 
     path: the experiment's file, for the message of an error. storage: `root` and `download` of the data.
     """
     module = data.build(0, **experiment.data | storage)
     module.prepare_data()
     module.setup()
-    with torch.device("meta"):
-        for label, block in experiment.variants.items():
+    images = module.splits["test"][0][:2].float().to("meta") if experiment.task["name"] == "classify" else None
+    for label, block in experiment.variants.items():
+        where = f"{path} ({experiment.scale}): variants.{label}: "
+        try:
+            with torch.device("meta"):
+                net = nets.build(**block).eval()
+        except (ValueError, RuntimeError) as failure:
+            raise SkipformError(f"{where}{one_line(failure, 500)}") from failure
+        if 2 * sum(p.nbytes for p in net.parameters()) > psutil.virtual_memory().total:
+            raise SkipformError(
+                f"{where}{sum(p.numel() for p in net.parameters()):,} parameters; accepted: as many as fit into the"
+                " memory of this machine together with their gradients"
+            )
+        if images is not None:
             try:
-                nets.build(**block)
-            except (ValueError, RuntimeError) as failure:
-                raise SkipformError(f"{path} ({experiment.scale}): variants.{label}: {failure}") from failure
+                with torch.no_grad():
+                    net(images)
+            except (ValueError, RuntimeError, TypeError, IndexError) as failure:
+                shape = tuple(images.shape[1:])
+                raise SkipformError(
+                    f"{where}it does not take images of shape {shape}: {one_line(failure, 500)}"
+                ) from None
     if experiment.backbone_weights == "imagenet":
         for model in sorted({weights.model_of(block) for block in experiment.variants.values()}):
             weights.prepare(model, **storage)
