@@ -599,3 +599,17 @@ def test_a_net_with_gates_is_measured_without_regions_and_the_others_with():
         assert [row[key] is not None for key in ("line_regions", "line_pieces")] == [regions] * 2
         assert 0 < row["jacobian_rank"] <= row["output_dim"] == 10
         assert 0 < row["feature_rank"] <= row["feature_dim"] == 32
+
+
+def test_the_commit_is_that_of_the_sources_and_not_of_the_project_around_an_installed_package(tmp_path, monkeypatch):
+    assert run._provenance(0.0)["commit"] == run._git("rev-parse", "HEAD")
+    installed = tmp_path / "site-packages" / "run.py"
+    installed.parent.mkdir()
+    installed.write_text("")
+    identity = ["-c", "user.name=x", "-c", "user.email=x"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "of another project"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "__file__", str(installed))
+    assert run._git("rev-parse", "HEAD")
+    assert run._provenance(0.0)["commit"] is None
+    assert run._provenance(0.0)["changed_since_commit"] is False

@@ -297,6 +297,29 @@ def test_an_argument_that_makes_no_sense_is_refused(command, words, folder, caps
 
 
 @pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("fit --config experiments/survey/resnet.yaml", "resnet.yaml: no such experiment file; .*a checkout of the"),
+        ("notebooks", r"\.: no notebooks .*; accepted: a checkout of the project"),
+        ("repro", "no dvc.yaml in this folder; accepted: the top folder of a checkout"),
+        ("paper", "paper/main.typ: no such file; accepted: .*a checkout of the project"),
+        ("derive", "dvc.yaml: no such file; accepted: the dvc.yaml of a checkout"),
+        ("gpu_table --minutes 30", "table.yaml: no such file; a checkout of the project has"),
+        ("publish", "runs/survey: finished runs of no scale"),
+        ("examples runs/survey --out out", "runs/survey: no finished experiment .*`skipform fit` writes them"),
+        (
+            "claims runs/claims/pooling --out out.json",
+            "runs/claims/pooling: no finished runs .*`skipform fit` writes them",
+        ),
+    ],
+)
+def test_outside_a_checkout_a_command_says_in_one_line_what_it_needs(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert re.search(words, refused(command.split(), capsys))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: skipform.build("mlp", width=0), r"net 'mlp'\.width: 0; accepted: 1 to 1048576"),

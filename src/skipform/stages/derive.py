@@ -28,7 +28,7 @@ def main(*, file: Path = Path("dvc.yaml"), check: bool = False) -> int:
         check: Write nothing; exit 1 if the file is not up to date.
     """
     if not file.is_file():
-        raise SkipformError(f"{file}: no such file; accepted: the dvc.yaml of the project")
+        raise SkipformError(f"{file}: no such file; accepted: the dvc.yaml of a checkout of the project")
     _check(file)
     text = read_text(file)
     renewed = derived(text, file.parent)

@@ -97,7 +97,8 @@ def _experiment_file(argv: list[str]) -> Path:
     path = Path(options.config)
     if not path.is_file():
         present = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {', '.join(present) or 'none'}")
+        accepted = ", ".join(present) or "none; a checkout of the project has experiments/"
+        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {accepted}")
     check_scale(_shared(Path("params.yaml"))["scale"] if options.scale is None else options.scale, path)
     return path
 

@@ -69,6 +69,8 @@ def main(
     outputs.check_file(out, suffixes=[".csv"])
     folder = Path(runs or ("runs/gpu_trial" if trial else "runs/gpu"))
     outputs.check_folder(folder, "--runs", "gpu_table")
+    if not table.is_file():
+        raise SkipformError(f"{table}: no such file; a checkout of the project has experiments/gpu/table.yaml")
     if not trial and not has_gpu():
         raise SkipformError("no GPU is visible to torch; accepted: a machine with one, or --trial")
     read_table = fields(read_yaml(table), {"rows": list, "seeds": list[Seed], "at_once": Count}, table)

@@ -20,5 +20,5 @@ def main(*, root: str = ".") -> None:
     kinds = {"networks": nets.names(), "data sets": sorted(sets()), "tasks": tasks.names(), "experiments": experiments}
     for title, names in kinds.items():
         print(f"{title}:")
-        for name in names:
+        for name in names or [f"none in {root}; a checkout of the project has some"]:
             print(f"  {name}")

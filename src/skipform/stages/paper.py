@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typst
 
+from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.outputs import check_file
 
@@ -19,6 +20,8 @@ def main(*, source: str = "paper/main.typ", output: str = "paper/paper.pdf") -> 
         output: The PDF to write.
     """
     check_file(output, "--output", suffixes=[".pdf"])
+    if not Path(source).is_file():
+        raise SkipformError(f"{source}: no such file; accepted: a typst file, as a checkout of the project has it")
     try:
         pdf, warnings = typst.compile_with_warnings(source, root=str(Path(source).parent), ignore_system_fonts=True)
     except (typst.TypstError, RuntimeError, OSError) as error:

@@ -34,7 +34,7 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
         jobs: Stages that run at once; by default 2 where the scale trains on the CPU, otherwise 1.
     """
     if not Path("dvc.yaml").is_file():
-        raise SkipformError("no dvc.yaml in this folder; run it in the top folder of the project")
+        raise SkipformError("no dvc.yaml in this folder; accepted: the top folder of a checkout of the project")
     if shutil.which("dvc") is None:
         raise SkipformError("no program dvc on the PATH; accepted: `make repro`, or an active environment that has dvc")
     _recover()

@@ -259,9 +259,10 @@ def _provenance(seconds: float) -> dict[str, Any]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = models[0] if models else cpu
+    in_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": _git("rev-parse", "HEAD") if in_checkout else None,
+        "changed_since_commit": in_checkout and bool(_git("status", "--porcelain", "--untracked-files=no")),
         "versions": versions(),
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -276,7 +277,8 @@ def _provenance(seconds: float) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    """The output of git about the sources in use; None without git or outside a checkout."""
+    """The output of git in the folder of this file, which an installed package may have in another project's checkout;
+    None without git or where git fails."""
     try:
         done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
     except FileNotFoundError:
