@@ -326,6 +326,11 @@ def test_killed_notebooks_leave_nothing_for_good_and_others_files_stay(place, ca
     assert notebooks.main(root=".") == 0
     assert [path.name for path in Path("paper").iterdir()] == ["generated"]
     assert sorted(path.name for path in Path("paper/generated").iterdir()) == [".skipform", "numbers.json", "one.csv"]
+    Path("analysis/two.py").write_text(f"{notebook}Path(os.environ['SKIPFORM_GENERATED'], 'folder').mkdir()\n")
+    assert notebooks.main(root=".") == notebooks.main(root=".", only=["one"]) == notebooks.main(root=".") == 0
+    Path("analysis/page.css").rename("page.css")
+    assert "analysis/page.css: cannot be read" in refused(["notebooks"], capsys, place)
+    Path("page.css").rename("analysis/page.css")
     Path("paper/generated/mine.csv").write_text("mine")
     assert "paper/generated/mine.csv stands there" in refused(["notebooks"], capsys, place)
 

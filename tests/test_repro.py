@@ -1,6 +1,7 @@
 """`skipform repro` in a small pipeline of its own: what it runs, in which order, and how it ends."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,11 +71,25 @@ def test_stages_run_after_what_they_depend_on_and_only_when_out_of_date(project)
 def test_a_failed_stage_is_named_and_nothing_that_needs_it_runs(project):
     (project / "fail-b").write_text("")
     status, log, printed = repro(project)
-    assert status != 0
+    assert status == 1
     assert "stage b failed" in printed
     assert "start c" not in log
     (project / "fail-b").unlink()
     assert repro(project)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "words"),
+    [
+        ("", "dvc.yaml: it has no stages; accepted: the pipeline of a checkout"),
+        ("stages:\n  a: {outs: [x]}\n", "dvc dag --dot: .*validation failed"),
+    ],
+)
+def test_a_pipeline_that_is_none_is_refused(project, pipeline, words):
+    (project / "dvc.yaml").write_text(pipeline)
+    status, log, printed = repro(project)
+    assert (status, log) == (2, [])
+    assert re.fullmatch(rf"skipform repro: error: .*{words}.*\n", printed)
 
 
 def test_the_graph_is_read_from_dvc():

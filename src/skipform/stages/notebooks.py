@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.arguments import Count
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, one_line
 from skipform.files import read_json, read_text, temporary_folder, write_json, write_text
 
 
@@ -49,6 +49,7 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
         raise SkipformError(f"{root}: no notebooks (analysis/*.py) in it; accepted: a checkout of the project")
     if unknown := [name for name in only or () if name not in notebooks]:
         raise SkipformError(f"unknown notebook {unknown[0]!r} in {root}/analysis; there are: {', '.join(notebooks)}")
+    css = read_text(Path(root, "analysis", "page.css"))
     chosen = {name: notebook for name, notebook in notebooks.items() if not only or name in only}
     generated, pages = Path(root, "paper", "generated"), Path(root, "build", "notebooks")
     for folder in (generated, pages):
@@ -63,9 +64,8 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
         except NotebookFailed as failure:
             print(failure, file=sys.stderr)
             return 1
-        css = read_text(Path(root, "analysis", "page.css"))
         texts = {name: (writes(notebook) + "\n", _html(name, notebook, css)) for name, notebook in chosen.items()}
-        made = sorted(file.name for file in new.iterdir())
+        made = sorted(file.name + "/" * file.is_dir() for file in new.iterdir())
         if only:
             outputs.mark(generated, [*made, "numbers.json"], "notebooks")
             for name in made:
@@ -141,7 +141,7 @@ def _one_line(name: str, notebook: NotebookNode, error: str) -> str:
     code = [(place, cell) for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     place, cell = next((pair for pair in reversed(code) if pair[1].execution_count or pair[1].outputs), code[0])
     first = cell.source.strip().splitlines()[0]
-    return f"notebook analysis/{name}.py, cell {place} ({first!r}): {' '.join(error.split())}"
+    return f"notebook analysis/{name}.py, cell {place} ({first!r}): {one_line(error)}"
 
 
 def _html(name: str, notebook: NotebookNode, css: str) -> str:

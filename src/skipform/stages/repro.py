@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from skipform.errors import SkipformError
+from skipform.errors import SkipformError, one_line
 from skipform.files import fields, read_json, read_yaml, write_json, write_text
 from skipform.recovery import recover
 
@@ -41,6 +41,8 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
     with ThreadPoolExecutor() as pool:
         changed = pool.submit(_ask, "status", "--json")
         graph = stages(_ask("dag", "--dot"))
+    if not graph:
+        raise SkipformError("dvc.yaml: it has no stages; accepted: the pipeline of a checkout of the project")
     out_of_date = set(graph) if force else with_descendants(graph, json.loads(changed.result()))
     if not out_of_date:
         print(f"all {len(graph)} stages are up to date")
@@ -73,7 +75,7 @@ def default_jobs() -> int:
 
 
 def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
-    """Run the stages `left`, each after those that it depends on; the exit status of the first that fails."""
+    """Run the stages `left`, each after those that it depends on; 1 if one of them fails."""
     seconds = _seconds()
     waiting, start, failed = [name for name in graph if name in left], time.monotonic(), 0
     running: dict[Future[Outcome], str] = {}
@@ -115,7 +117,7 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
             _recover()
     if failed < 0:
         print("skipform repro: dvc was killed; the same command goes on", file=sys.stderr)
-    return failed
+    return int(failed != 0)
 
 
 def _recover() -> None:
@@ -155,8 +157,8 @@ def _ask(*arguments: str) -> str:
     command = ["dvc", "--wait-for-lock", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if answer.returncode:
-        reason = answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"]
-        raise SkipformError(f"dvc {' '.join(arguments)}: {reason[-1]}")
+        reason = one_line(answer.stderr, 1000) if answer.stderr.strip() else f"exit status {answer.returncode}"
+        raise SkipformError(f"dvc {' '.join(arguments)}: {reason}")
     return answer.stdout
 
 
