@@ -82,6 +82,15 @@ def test_an_unknown_variant_is_refused(folder, capsys):
     assert "survey/some: unknown variant 'plane'; accepted: plain, residual" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("key", "times"), [("rows", 0), ("rows", 2), ("seeds", 0), ("seeds", 2)])
+def test_a_table_without_runs_or_with_a_run_twice_is_refused(key, times, folder, capsys):
+    table = yaml.safe_load(Path("experiments/gpu/table.yaml").read_text())
+    Path("experiments/gpu/table.yaml").write_text(yaml.safe_dump(table | {key: times * table[key]}))
+    assert cli.main(["gpu_table", "--minutes", "5", "--trial"]) == 2
+    assert "table.yaml: accepted: one or more rows, variants and seeds, and no run twice\n" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def in_this_process(function, jobs, workers, end):
     """`launch.side_by_side` where the third job fails."""
     for i, job in enumerate(jobs):

@@ -129,6 +129,23 @@ def test_a_training_on_two_devices_that_is_ended_in_every_way_ends_with_the_same
     assert not (tmp_path / "ended" / "out.partial").exists()
 
 
+def test_a_training_in_workers_that_is_terminated_with_them_ends_in_one_line(tmp_path, monkeypatch):
+    def waiting(self, trainer, pl_module):
+        (tmp_path / f"waits{os.getpid()}").touch()
+        threading.Event().wait()
+
+    monkeypatch.setattr(Journal, "on_train_epoch_start", waiting)
+    one_device = [*training(tmp_path / "ended"), "--seeds", "0", "1", "--workers", "2", "--trainer.devices", "1"]
+    process = in_child(one_device, tmp_path / "errors")
+    command = psutil.Process(process.pid)
+    until(lambda: len(list(tmp_path.glob("waits*"))) == 2, command)
+    workers = command.children(recursive=True)
+    end("all", signal.SIGTERM, process.pid, None)
+    process.join()
+    until_ended(workers)
+    assert (process.exitcode, (tmp_path / "errors").read_text()) == (143, f"skipform fit: terminated{GOES_ON}\n")
+
+
 # Cell 3 and cell 4 wait for the gate; every cell leaves a line in a log when it begins.
 CELLS = """
 import os, time

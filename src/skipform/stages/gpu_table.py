@@ -82,6 +82,8 @@ def main(
         for variant in experiment.variants
         for seed in read_table["seeds"]
     ]
+    if not jobs or len({(job.folder, job.variant, job.seed) for job in jobs}) < len(jobs):
+        raise SkipformError(f"{table}: accepted: one or more rows, variants and seeds, and no run twice")
     with outputs.alone(folder, "gpu_table"):
         places = [f"{job.experiment.name}/{job.variant}/seed{job.seed}" for job in jobs]
         files = [f"{place}/{name}" for place in places for name in (*FILES, *UNFINISHED_FILES)]
