@@ -206,9 +206,10 @@ def begun(folder):
 
 
 def ended_at_the_gate(process, who, number, folder):
-    """End a grid when both cells wait; what it has written, as soon as none of its processes runs any more."""
+    """End a grid when both cells wait and the results of the three before them are stored; what it has written to
+    standard error, as soon as none of its processes runs any more."""
     command = psutil.Process(process.pid)
-    until(lambda: begun(folder).keys() >= {3, 4}, command)
+    until(lambda: begun(folder).keys() >= {3, 4} and len(list(folder.glob("partial/[!.]*.json"))) >= 3, command)
     workers = command.children(recursive=True)
     end(who, number, process.pid, begun(folder)[3])
     output, errors = process.communicate()
