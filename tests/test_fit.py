@@ -29,7 +29,7 @@ import skipform
 from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.runs import Run, finished
+from skipform.runs import FILES, Run, finished
 from skipform.stages import fit
 from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
@@ -46,7 +46,7 @@ EXPERIMENT = {
     "threads": 1,
     "wandb": "disabled",
 }
-DETERMINISTIC = [name for name in run.FILES if name != "provenance.json"]
+DETERMINISTIC = [name for name in FILES if name != "provenance.json"]
 
 
 def written(folder: Path, **over) -> list[str]:
@@ -175,7 +175,7 @@ def test_frozen_parameters_stay_as_they_were(tmp_path):
 def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
     for seed in (0, 1):
         folder = unkilled / "dense" / f"seed{seed}"
-        assert sorted(path.name for path in folder.iterdir()) == sorted(run.FILES)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
         rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
@@ -245,7 +245,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bytes(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert not (work / "seed1" / "provenance.json").exists()
+    assert not (work / "seed1" / "checksums.json").exists()
     finished = (work / "seed0" / "provenance.json").read_bytes()
     assert len(torch.load(work / "seed1" / "last.ckpt", weights_only=True)["callbacks"]["Journal"]["rows"]) == 3
     with pytest.MonkeyPatch.context() as patch:
@@ -385,7 +385,7 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
             actual.pop(name)
         assert actual == expected
         moment += 1
-    assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
+    assert moment >= 2 * (len(FILES) + 3)  # every file, and a checkpoint an epoch
 
 
 def test_an_interrupted_training_reports_it_and_resumes_later(tmp_path, unkilled, monkeypatch):
