@@ -12,6 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
 	$(RUN) skipform repro
+	test ! -e .git || $(RUN) skipform compare
 
 figures: $(UV)        ## draw all figures and typeset the paper from the committed records and measures; trains nothing
 	$(RUN) skipform figures

@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -30,7 +31,7 @@ from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
 from skipform.runs import FILES, Run, finished
-from skipform.stages import fit
+from skipform.stages import cli, fit
 from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
@@ -194,6 +195,36 @@ def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert {"commit", "hardware", "seed", "training_seconds", "command"} <= provenance.keys()
+
+
+def test_records_are_what_the_files_of_the_runs_hold(unkilled, tmp_path, monkeypatch, capsys):
+    records = tmp_path / "records" / "some.jsonl"
+    words = [*written(tmp_path), "--seeds", "0", "1", "--records", str(records)]
+    fit.main(words)
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    runs = [Run(unkilled / "dense" / f"seed{seed}") for seed in (0, 1)]
+    assert [line["config"] for line in lines] == [run.config for run in runs]
+    assert [line["metrics"] for line in lines] == [run.metrics for run in runs]
+    assert [pd.DataFrame(line["history"]).to_dict("records") for line in lines] == [run.history for run in runs]
+    monkeypatch.setattr(fit, "_train_all", lambda *_: 1 / 0)  # nothing is trained when the file is refused
+    assert cli.main(["fit", *words[:-1], "records.csv"]) == 2
+    assert "--records records.csv: unknown suffix '.csv'; accepted: .jsonl" in capsys.readouterr().err
+
+
+def test_sources_that_the_pipeline_does_not_write_count_as_changed(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    names = ("src/run.py", "dvc.lock", "records/a.jsonl", "measures/a.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "src" / "run.py"))
+    changed = []
+    for name in reversed(names):
+        (tmp_path / name).write_text("after")
+        changed.append(run._provenance(1.0)["changed_since_commit"])
+    assert changed == [False, False, False, True]
 
 
 def test_a_finished_run_is_measured_without_lightning(unkilled, tmp_path):

@@ -1,5 +1,6 @@
 """`skipform compare`: the numbers and verdicts committed in git next to those that this machine has found."""
 
+import html
 import io
 import json
 import statistics
@@ -57,12 +58,12 @@ def main(*, revision: str = "HEAD", out: str | None = None) -> None:
         print(f"{row[-1]}: {' / '.join(row[1:4])}: committed {row.committed}, found {row.found}")
     if out is not None:
         css = "<style>body { font-family: sans-serif } td, th { padding: 0.1em 0.6em; text-align: left }</style>"
-        title = f"The numbers of {revision} and those found"
+        title = f"The numbers of {html.escape(revision)} and those found"
         head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{css}</head>'
-        counts = counted(table).to_html(border=0)
-        write_text(
-            out, f"{head}<body>\n<h1>{title}</h1>\n{counts}\n{table.to_html(index=False, border=0)}\n</body></html>\n"
+        counts, rows = (
+            t.astype(str).to_html(border=0, index=index) for t, index in ((counted(table), True), (table, False))
         )
+        write_text(out, f"{head}<body>\n<h1>{title}</h1>\n{counts}\n{rows}\n</body></html>\n")
 
 
 def committed(revision: str) -> Files:
