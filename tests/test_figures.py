@@ -98,14 +98,17 @@ def test_records_of_other_sources_are_refused(clone):
         ([{"changed outs": {"runs/a": "deleted"}}], False),
         ([{"changed outs": {"runs/a": "not in cache"}}], False),
         ([{"changed deps": {"runs/a": "deleted"}}, {"changed outs": {"runs/b": "deleted"}}], False),
+        ([{"changed deps": {"runs": "deleted"}}], False),
         ([{"changed outs": {"records/a": "deleted"}}], True),
+        ([{"changed deps": {"src/a.py": "deleted"}}], True),
         ([{"changed outs": {"runs/a": "modified"}}], True),
         ([{"changed deps": {"params.yaml": {"seeds": "modified"}}}], True),
         (["changed command"], True),
     ],
 )
 def test_a_stage_is_out_of_date_unless_only_weights_are_missing(entries, out):
-    assert out_of_date({"fit": entries, "paper": entries}, ["records", "analysis"]) == ["fit"] * out
+    outs = ["runs/a", "runs/b", "records/a"]
+    assert out_of_date({"fit": entries, "paper": entries}, outs, ["records", "analysis"]) == ["fit"] * out
 
 
 def test_equal_trainings_leave_equal_outputs_although_their_times_differ(clone):
@@ -116,4 +119,5 @@ def test_equal_trainings_leave_equal_outputs_although_their_times_differ(clone):
     assert (made / "runs" / "provenance.json").read_bytes() != times
     assert (made / "dvc.lock").read_bytes() == lock
     shutil.rmtree(made / "runs")
-    assert skipform(made, "repro", "--jobs", "1")[:2] == (0, ["fit"])  # from DVC's cache come only the other stages
+    assert skipform(made, "repro", "--jobs", "1")[:2] == (0, [])  # DVC takes the weights from its cache
+    assert [path.name for path in (made / "runs").iterdir()] == ["weights"]

@@ -1,7 +1,6 @@
 """`skipform figures`: all that readers see, drawn from the committed records and measures. Nothing is trained."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +19,40 @@ def main() -> int:
     sources, experiments and params.yaml at hand, as DVC says.
     """
     prepare()
-    if changed := out_of_date(json.loads(ask("status", "--json")), read_by(DRAWN)):
+    status = json.loads(ask("status", "--json"))
+    lock = fields(read_yaml("dvc.lock"), {"stages": dict}, "dvc.lock")["stages"]
+    paths = {
+        kind: [entry["path"] for name, stage in lock.items() if name in names for entry in stage.get(kind, ())]
+        for kind, names in (("outs", lock), ("deps", DRAWN))
+    }
+    if changed := out_of_date(status, paths["outs"], paths["deps"]):
         shown = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
         raise SkipformError(
             f"records/ and measures/ belong to other sources, experiments or params.yaml: {len(changed)} stages are out"
             f" of date ({shown}); `skipform repro` renews them, `git checkout` brings back what belongs together"
         )
     for name in DRAWN:
-        if status := reproduce(name, force=True, alone=True).status:
-            return status
+        if code := reproduce(name, force=True, alone=True).status:
+            return code
     return 0
 
 
-def read_by(stages: Iterable[str]) -> list[str]:
-    """The files and folders that the stages depend on, as dvc.yaml names them."""
-    pipeline = fields(read_yaml("dvc.yaml"), {"stages": dict}, "dvc.yaml")["stages"]
-    return [path for name in stages for path in fields(pipeline, {name: dict}, "dvc.yaml: stages")[name]["deps"]]
+def out_of_date(status: dict[str, Any], outs: list[str], needed: list[str]) -> list[str]:
+    """The stages but for DRAWN that have changed. A missing output, such as weights, is no change unless it is needed.
 
-
-def out_of_date(status: dict[str, Any], needed: Iterable[str]) -> list[str]:
-    """The stages but for DRAWN that have changed, where a missing file, such as weights, is no change unless `needed`.
-
-    status: what `dvc status --json` prints: stage -> [{"changed outs": {path: "modified", ...}, ...}, ...].
+    status: what `dvc status --json` prints: stage -> [{"changed outs": {path: "modified", ...}, ...}, ...]. outs: the
+    outputs of all stages. needed: what the stages of DRAWN read.
     """
 
-    def counts(path: str, state: Any) -> bool:
-        return state not in MISSING or any(Path(path).is_relative_to(other) for other in needed)
+    def is_change(path: str, state: Any) -> bool:
+        is_output = any(Path(out).is_relative_to(path) for out in outs)
+        is_needed = any(Path(path).is_relative_to(other) for other in needed)
+        return state not in MISSING or not is_output or is_needed
 
     changed = []
     for stage, entries in status.items():
-        named = [(path, state) for entry in entries if isinstance(entry, dict) for paths in entry.values()
-                 for path, state in paths.items()]  # fmt: skip
+        groups = [paths for entry in entries if isinstance(entry, dict) for paths in entry.values()]
         otherwise = any(not isinstance(entry, dict) for entry in entries)  # "changed command"
-        if stage not in DRAWN and (otherwise or any(counts(path, state) for path, state in named)):
+        if otherwise or any(is_change(path, state) for paths in groups for path, state in paths.items()):
             changed.append(stage)
-    return changed
+    return [stage for stage in changed if stage not in DRAWN]
