@@ -1,6 +1,7 @@
 """What training takes: an estimate on the meta device, what the experiment files state, and the sums of that."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,19 @@ def test_every_experiment_at_scale_paper_fits_a_gpu_and_states_what_it_takes(fil
     assert estimate.memory < GPU
 
 
+def test_the_table_for_one_gpu_states_what_its_rows_take():
+    file = EXPERIMENTS / "gpu" / "table.yaml"
+    table, stated = yaml.safe_load(file.read_text()), cost.stated(file)["paper"]
+    estimates = []
+    for row in table["rows"]:
+        experiment = read(EXPERIMENTS / f"{row['experiment']}.yaml", "paper")
+        variants = {label: experiment.variants[label] for label in row["variants"]}
+        estimates.append(cost.estimate(replace(experiment, variants=variants)))
+    assert stated.hours == pytest.approx(sum(estimate.hours for estimate in estimates), rel=0.1)
+    assert stated.disk == pytest.approx(sum(estimate.disk for estimate in estimates), rel=0.1)
+    assert stated.memory == pytest.approx(max(estimate.memory for estimate in estimates), rel=0.1)
+
+
 def test_a_sentence_is_read_as_it_is_written(tmp_path):
     for hours, on_gpu, memory, disk in (
         (3.1, True, 0.56e9, 45e6),
@@ -74,14 +88,14 @@ def test_a_sentence_is_read_as_it_is_written(tmp_path):
 def folder(tmp_path, monkeypatch):
     """A project of three experiments: one of the survey, one claim with seeds of its own, one on a CPU."""
     monkeypatch.chdir(tmp_path)
-    costs_stated = {
+    sentences = {
         "survey/a": "paper (1 seed): 2 h of an A100, 3 GB of memory, 40 MB on disk, estimated.",
         "claims/b": "embedded (5 seeds): 50 s of CPU.\n#           paper (1 seed): 6 min of an A100, 4 GB of memory, 50"
         "\n#           MB on disk, estimated.",
         "cpu/c": "paper (1 seed): 30 min of a core, measured; 70 MB of memory, 1 MB on disk, estimated.",
     }
     accelerators = {"survey/a": "auto", "claims/b": "auto", "cpu/c": "cpu"}
-    for name, text in costs_stated.items():
+    for name, text in sentences.items():
         file = tmp_path / "experiments" / f"{name}.yaml"
         file.parent.mkdir(parents=True)
         seeds = " --seeds 0 1 2 3 4" * (name == "claims/b")
