@@ -1,6 +1,9 @@
 """Where runs are trained: the GPU of every worker, and options that the experiment or the machine does not take."""
 
+import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +47,50 @@ def test_of_two_workers_each_sees_its_own_gpu_and_every_job_is_a_new_process(see
     assert {device for device, _ in results.values()} == {"3", "GPU-a7"}
     assert len({process for _, process in results.values()}) == 4
     assert results["0"][0] != results["1"][0]  # they ran at the same time
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+def slow(log, gate):
+    with Path(log).open("a") as file:
+        file.write("begun ")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    with Path(log).open("a") as file:
+        file.write("ended ")
+"""
+
+
+def test_a_job_that_is_given_again_waits_for_the_one_that_still_runs(tmp_path, monkeypatch):
+    """A cluster goes on with its jobs when the command that has submitted them is killed."""
+    (tmp_path / "slow_jobs.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    log, gate, jobs = tmp_path / "log", tmp_path / "gate", tmp_path / "jobs"
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from slow_jobs import slow
+        from skipform.training.executor import Executor
+        executor = Executor("submitit", slurm={{"cluster": "local"}})
+        arguments = {{"log": {str(log)!r}, "gate": {str(gate)!r}}}
+        print(list(executor.results(slow, {{"one/seed0": arguments}}, Path({str(jobs)!r}))))
+    """)
+    first = subprocess.Popen([sys.executable, "-c", program])
+    while not log.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    while sum("Starting" in path.read_text() for path in jobs.glob("*_log.out")) < 2:
+        assert second.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)  # in which it could begin
+    assert log.read_text() == "begun "
+    gate.touch()
+    assert second.communicate()[0].strip() == "[('one/seed0', None)]"
+    assert log.read_text() == "begun ended begun ended "
 
 
 def experiment(accelerator="auto", devices=1, threads=0):

@@ -347,10 +347,21 @@ def test_an_error_in_a_worker_is_the_same_one_line(tmp_path, monkeypatch):
     with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
         fit.main(two)
     monkeypatch.setattr(Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SkipformError, match=r"^a worker was killed"):
+    with pytest.raises(SkipformError, match=r"^a worker was killed in dense/seed[01], perhaps"):
         fit.main([*two, "--wandb", "disabled"])
     with pytest.raises(SkipformError, match=r"^--workers: 0; accepted: 1 or more"):
         fit.main([*two, "--workers", "0"])
+
+
+def test_a_process_for_every_gpu_writes_the_same_bytes(tmp_path, monkeypatch):
+    """The processes find no GPU, whatever this one believes, and train on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1,-2")
+    trainer = EXPERIMENT["trainer"] | {"accelerator": "auto", "max_epochs": 1}
+    one, several = (written(tmp_path / name, trainer=trainer) for name in ("one", "several"))
+    fit.main([*one, "--seeds", "0", "1"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    fit.main([*without_workers(several), "--seeds", "0", "1", "--devices", "1,0"])
+    assert contents(tmp_path / "several" / "out") == contents(tmp_path / "one" / "out")
 
 
 CLUSTER = ["--executor", "submitit", "--slurm", "{cluster: local}"]  # submitit's stand-in for one: local processes
