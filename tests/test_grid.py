@@ -12,7 +12,6 @@ import pytest
 
 from skipform.errors import SkipformError
 from skipform.training import launch
-from skipform.training.executor import Executor
 
 # What a cell does: it leaves a line in a file that counts how often it was measured; the fourth waits for the gate.
 CELL = """
@@ -110,11 +109,10 @@ def test_an_error_in_a_job_of_a_cluster_names_the_job_and_its_log(tmp_path, monk
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     from wrong_cells import cell
 
-    where = Executor("submitit", slurm={"cluster": "local"})
-    with pytest.raises(
-        SkipformError, match=r"^none/0: job \d+: integer division or modulo by zero; its log: /"
-    ) as raised:
-        dict(where.results(cell, {"none/0": {"number": 0}}, tmp_path / "jobs"))
+    where = {"executor": "submitit", "slurm": {"cluster": "local"}}
+    says = r"^number=0: job \d+: integer division or modulo by zero; its log: /"
+    with pytest.raises(SkipformError, match=says) as raised:
+        launch.run_grid(cell, [{"number": 0}, {"number": 1}], tmp_path / "partial", digest="a", title="test", **where)
     log = Path(str(raised.value).partition("its log: ")[2]).read_text()
     assert "ZeroDivisionError" in log
     assert 'wrong_cells.py", line 2' in log

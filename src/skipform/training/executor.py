@@ -5,6 +5,7 @@ is stored here: a job that was interrupted is given again, and what it has writt
 """
 
 import fcntl
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -144,10 +145,10 @@ class Executor:
             return
         cluster = _submitit(self.slurm, folder)
         for name in jobs:
-            _counts_file(folder / name).unlink(missing_ok=True)  # of a killed job
+            _counts_file(_place(folder, name)).unlink(missing_ok=True)  # of a killed job
         with cluster.batch():
             submitted = [
-                cluster.submit(_ClusterJob(function, folder / name, self.threads, counted), **arguments)
+                cluster.submit(_ClusterJob(function, _place(folder, name), self.threads, counted), **arguments)
                 for name, arguments in jobs.items()
             ]
         left = dict(zip(submitted, jobs, strict=True))
@@ -155,7 +156,7 @@ class Executor:
             while left and _left(until) != 0:
                 ended = [job for job in left if job.done()]  # asked first, so that the last counts are read below
                 for name in jobs if counted else ():
-                    if (file := _counts_file(folder / name)).is_file():
+                    if (file := _counts_file(_place(folder, name))).is_file():
                         yield name, read_json(file)
                 for job in ended:
                     name = left.pop(job)
@@ -280,7 +281,6 @@ class _ClusterJob:
 
     def __call__(self, **arguments: Any) -> Outcome:
         configure_process(self.threads)
-        self.place.parent.mkdir(parents=True, exist_ok=True)
         progress = Progress(lambda counts: write_json(_counts_file(self.place), counts), 2.0) if self.counted else None
         with self.place.with_name(f"{self.place.name}.lock").open("w") as lock:
             with suppress(OSError):  # a file system without locks
@@ -297,6 +297,11 @@ class _ClusterJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, **arguments)
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where the lock and the counts of a job stand; a name may be no file's."""
+    return folder / hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _counts_file(place: Path) -> Path:

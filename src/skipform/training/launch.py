@@ -198,15 +198,16 @@ def run_grid(
     paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
     outputs.mark(folder, [*(path.name for path in paths), "submitit/"])
     results = {path: result for path in paths if (result := _stored(path)) is not None}
-    missing = {path.name: cell for path, cell in zip(paths, cells, strict=True) if path not in results}
+    missing = {_name(cell): (path, cell) for path, cell in zip(paths, cells, strict=True) if path not in results}
+    jobs = {name: cell for name, (_, cell) in missing.items()}
     workers = min(workers or os.cpu_count() or 1, len(missing))
     where = Executor(executor, workers=workers, slurm=slurm or {})
     with (
         tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar,
-        closing(where.results(function, missing, folder / "submitit")) as ended,
+        closing(where.results(function, jobs, folder / "submitit")) as ended,
     ):
         for name, result in ended:
-            path = folder / name
+            path, _ = missing[name]
             results[path] = defined(result)
             write_json(path, {"result": results[path], "sha256": _digest(results[path])})
             bar.update()
@@ -224,6 +225,11 @@ def _stored(path: Path) -> Any:
 
 def _digest(result: Any) -> str:
     return hashlib.sha256(json.dumps(result).encode()).hexdigest()
+
+
+def _name(cell: Cell) -> str:
+    """What an error calls a cell: run=runs/survey/resnet/plain/seed0, when=final, slices=3."""
+    return ", ".join(f"{key}={value}" for key, value in cell.items())
 
 
 def _key(cell: Cell, digest: str) -> str:
