@@ -16,6 +16,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -31,8 +32,8 @@ import skipform
 from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.runs import Run, finished
-from skipform.stages import fit
+from skipform.runs import FILES, Run, finished
+from skipform.stages import cli, fit
 from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
@@ -48,7 +49,7 @@ EXPERIMENT = {
     "threads": 1,
     "wandb": "disabled",
 }
-DETERMINISTIC = [name for name in run.FILES if name != "provenance.json"]
+DETERMINISTIC = [name for name in FILES if name != "provenance.json"]
 
 
 def written(folder: Path, **over) -> list[str]:
@@ -177,7 +178,7 @@ def test_frozen_parameters_stay_as_they_were(tmp_path):
 def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
     for seed in (0, 1):
         folder = unkilled / "dense" / f"seed{seed}"
-        assert sorted(path.name for path in folder.iterdir()) == sorted(run.FILES)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
         rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
@@ -196,6 +197,36 @@ def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert {"commit", "hardware", "seed", "training_seconds", "command"} <= provenance.keys()
+
+
+def test_records_are_what_the_files_of_the_runs_hold(unkilled, tmp_path, monkeypatch, capsys):
+    records = tmp_path / "records" / "some.jsonl"
+    words = [*written(tmp_path), "--seeds", "0", "1", "--records", str(records)]
+    fit.main(words)
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    runs = [Run(unkilled / "dense" / f"seed{seed}") for seed in (0, 1)]
+    assert [line["config"] for line in lines] == [run.config for run in runs]
+    assert [line["metrics"] for line in lines] == [run.metrics for run in runs]
+    assert [pd.DataFrame(line["history"]).to_dict("records") for line in lines] == [run.history for run in runs]
+    monkeypatch.setattr(fit, "_train_all", lambda *_: 1 / 0)  # nothing is trained when the file is refused
+    assert cli.main(["fit", *words[:-1], "records.csv"]) == 2
+    assert "--records records.csv: unknown suffix '.csv'; accepted: .jsonl" in capsys.readouterr().err
+
+
+def test_sources_that_the_pipeline_does_not_write_count_as_changed(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    names = ("src/run.py", "dvc.lock", "records/a.jsonl", "measures/a.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "src" / "run.py"))
+    changed = []
+    for name in reversed(names):
+        (tmp_path / name).write_text("after")
+        changed.append(run._provenance(1.0)["changed_since_commit"])
+    assert changed == [False, False, False, True]
 
 
 def test_a_finished_run_is_measured_without_lightning(unkilled, tmp_path):
@@ -247,7 +278,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bytes(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert not (work / "seed1" / "provenance.json").exists()
+    assert not (work / "seed1" / "checksums.json").exists()
     finished = (work / "seed0" / "provenance.json").read_bytes()
     assert len(torch.load(work / "seed1" / "last.ckpt", weights_only=True)["callbacks"]["Journal"]["rows"]) == 3
     with pytest.MonkeyPatch.context() as patch:
@@ -435,7 +466,7 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
             actual.pop(name)
         assert actual == expected
         moment += 1
-    assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
+    assert moment >= 2 * (len(FILES) + 3)  # every file, and a checkpoint an epoch
 
 
 def test_an_interrupted_training_reports_it_and_resumes_later(tmp_path, unkilled, monkeypatch):

@@ -13,6 +13,8 @@ import yaml
 
 from skipform import files, outputs
 from skipform.errors import SkipformError
+from skipform.files import checksum
+from skipform.runs import CHECKED
 from skipform.stages import cli, fit, notebooks, verify
 
 EXPERIMENT = {
@@ -122,9 +124,11 @@ def leave_run(folder):
     run = folder / "plain" / "seed0"
     run.mkdir(parents=True)
     keys = {"fingerprint": "f", "command": "", "commit": "", "training_seconds": 0.0, "hardware": {}, "versions": {}}
-    (run / "provenance.json").write_text(json.dumps(keys))
+    (run / "provenance.json").write_text(json.dumps(keys | {"changed_since_commit": False}))
     blocks = {"net": {"name": "any"}, "data": {"name": "any"}, "task": {"name": "classify"}, "optimizer": {}}
     (run / "config.yaml").write_text(json.dumps({"scale": "smoke", "variant": "plain", "seed": 0} | blocks))
+    sums = dict.fromkeys(CHECKED, "") | {"config.yaml": checksum(run / "config.yaml")}
+    (run / "checksums.json").write_text(json.dumps({"sha256": sums}))
 
 
 @pytest.mark.parametrize("command", FILES)
@@ -293,7 +297,7 @@ def test_a_killed_training_leaves_nothing_that_the_next_one_refuses_or_keeps(pla
 
 
 def fit_files():
-    from skipform.training.run import FILES
+    from skipform.runs import FILES
 
     return FILES
 

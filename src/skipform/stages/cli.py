@@ -27,6 +27,8 @@ from skipform.errors import InternalError, SkipformError, one_line, shown
 
 STAGES = {
     "repro": "run the pipeline: every stage of dvc.yaml that is out of date",
+    "figures": "draw the figures, tables and pages of the paper from the committed records; train nothing",
+    "compare": "compare the numbers committed in git with those that this machine has found",
     "verify": "check the statements of the paper and print them as a table; exit 1 if one fails",
     "grammar": "rewrite the architectures of the survey and count what they become",
     "fit": "train what an experiment file describes",

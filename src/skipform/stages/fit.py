@@ -8,7 +8,8 @@ several GPUs (--devices), or as jobs of a SLURM cluster (--executor submitit). `
 options for all experiments: they change no result.
 Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. Everything is
 written to DIR.partial, where the same command resumes a killed training, and renamed to DIR when it is complete, in
-place of an older one. A DIR that holds anything that this command did not write is refused.
+place of an older one. A DIR that holds anything that this command did not write is refused. The file of --records gets
+one line of JSON per run: its config, metrics and history.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import yaml
 from skipform import outputs
 from skipform.arguments import Seed, check_keys, typed
 from skipform.errors import SkipformError, shown
-from skipform.files import fields, read_yaml, write_json
+from skipform.files import fields, read_yaml, write_json, write_json_lines
 from skipform.stages.cli import not_understood
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
@@ -57,6 +58,8 @@ def main(argv: list[str]) -> int:
     leads = launch.rank() == 0  # of several processes only the first one writes and reports
     if leads:
         _check_out(out)
+        if options["records"] is not None:
+            outputs.check_file(options["records"], "--records", suffixes=[".jsonl"])
     out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
     executor = launch.executor_for(experiment, len(runs), **options["where"])
@@ -66,7 +69,8 @@ def main(argv: list[str]) -> int:
     configure_process(1 if executor.forked and executor.workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * plan.check(path, experiment, storage)
     train = partial(plan.train, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
-    from skipform.training.run import FILES, UNFINISHED_FILES
+    from skipform.runs import FILES, Run
+    from skipform.training.run import UNFINISHED_FILES
 
     files = ["summary.json", *(f"{label}/seed{seed}/{name}" for label, seed in runs for name in FILES)]
     unfinished = [f"{label}/seed{seed}/{name}" for label, seed in runs for name in UNFINISHED_FILES]
@@ -79,6 +83,9 @@ def main(argv: list[str]) -> int:
         summary = _summarise(experiment, seeds, trained, bar, leads)
         if leads:
             write_json(work / "summary.json", summary)
+            if options["records"] is not None:
+                finished = [Run(work / label / f"seed{seed}") for label, seed in runs]
+                write_json_lines(options["records"], [run.record() for run in finished])
             outputs.clear(work, keep=files)  # of what a killed or different training left
             outputs.replace(work, out)
     return 0
@@ -136,6 +143,7 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
         "scale": shared.get("scale", "embedded"),
         "seeds": shared.get("seeds", [0]),
         "out": None,
+        "records": None,
     }
     options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
     options["where"] = _where({key: given.pop(key) for key in WHERE if key in given}, shared.get("fit", {}))
@@ -177,6 +185,7 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default those of params.yaml, or 0")
     parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
+    parser.add_argument("--records", type=str, metavar="FILE", help="a .jsonl file, by default none")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
     parser.add_argument(
         "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, or one a GPU"

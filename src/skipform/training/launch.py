@@ -257,7 +257,7 @@ def over_runs(
     if not runs:
         raise SkipformError(f"{folder}: no finished run (VARIANT/seedK) in it; `skipform fit` writes them")
     package = Path(__file__).parent.parent
-    trained = [run.provenance["fingerprint"] for run in runs]
+    trained = [run.checksums for run in runs]
     sources = {
         *package.glob("compiler/*.py"),
         *package.glob("measure/*.py"),

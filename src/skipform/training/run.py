@@ -5,8 +5,8 @@ A run writes into its folder
     config.yaml           all that is needed to run it again, except where a machine keeps its data
     initial.safetensors   the net before training              final.safetensors   and after
     history.csv           per epoch and split: loss, scores    metrics.json        those of the last epoch
-    provenance.json       commit, versions, hardware, times    (the only file that differs between two runs), and the
-                          checksums of all others
+    provenance.json       commit, versions, hardware, times: the only file that differs between two runs
+    checksums.json        of all others but the provenance; written last, it marks the run as finished
 
 The scores are those of the task. Scores of "train" are computed while training, from the batches of the epoch; the
 others after each epoch, in evaluation mode.
@@ -38,7 +38,7 @@ from skipform import data, nets, tasks
 from skipform.arguments import Count, Factor, Range
 from skipform.errors import SkipformError
 from skipform.files import checksum, fingerprint, read_json, versions, whole, write_json, write_text, write_yaml
-from skipform.runs import FILES, Run
+from skipform.runs import CHECKED, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
 from skipform.training import weights
@@ -105,7 +105,7 @@ def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[di
     """
     earlier = Run(folder)
     try:
-        if (folder / "provenance.json").is_file() and earlier.provenance["fingerprint"] == digest:
+        if earlier.is_finished() and earlier.provenance["fingerprint"] == digest:
             earlier.check()
             return earlier.metrics, None
         if (begun := folder / "begun.json").is_file() and read_json(begun) == {"fingerprint": digest}:
@@ -142,13 +142,13 @@ def fit(trainer: Trainer, task: Task, module: LightningDataModule, checkpoint: P
 def write_results(
     folder: Path, config: dict[str, Any], net: nn.Module, journal: Journal, metrics: dict[str, Any], **origin: Any
 ) -> None:
-    """Write the files of a finished run. Its provenance, with `origin` in it, comes last and marks it as finished."""
+    """Write the files of a finished run, with `origin` in its provenance; the checksums mark it as finished."""
     save(net, folder / "final.safetensors")
     write_yaml(folder / "config.yaml", _plain(config))
     write_text(folder / "history.csv", _csv(journal.rows))
     write_json(folder / "metrics.json", metrics)
-    sums = {name: checksum(folder / name) for name in FILES if name != "provenance.json"}
-    write_json(folder / "provenance.json", origin | _provenance(journal.seconds) | {"sha256": sums})
+    write_json(folder / "provenance.json", origin | _provenance(journal.seconds))
+    write_json(folder / "checksums.json", {"sha256": {name: checksum(folder / name) for name in CHECKED}})
 
 
 class NoProfiler(PassThroughProfiler):
@@ -239,6 +239,10 @@ def fingerprint_of(config: dict[str, Any]) -> str:
     return fingerprint(config, closure(modules))
 
 
+# Pathspecs of git: all files of the project but those that the pipeline itself writes while it runs.
+_NOT_WRITTEN = (":/", *(f":(top,exclude){name}" for name in ("dvc.lock", "records", "measures")))
+
+
 def _provenance(seconds: float) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).is_file():
@@ -248,7 +252,7 @@ def _provenance(seconds: float) -> dict[str, Any]:
         cpu = models[0] if models else cpu
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "changed_since_commit": bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_NOT_WRITTEN)),
         "versions": versions(),
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
