@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -376,10 +378,58 @@ def test_an_error_in_a_worker_is_the_same_one_line(tmp_path, monkeypatch):
     with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
         fit.main(two)
     monkeypatch.setattr(Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SkipformError, match=r"^a worker was killed"):
+    with pytest.raises(SkipformError, match=r"^a worker was killed in dense/seed[01], perhaps"):
         fit.main([*two, "--wandb", "disabled"])
     with pytest.raises(SkipformError, match=r"^--workers: 0; accepted: 1 or more"):
         fit.main([*two, "--workers", "0"])
+
+
+def test_a_process_for_every_gpu_writes_the_same_bytes(tmp_path, monkeypatch):
+    """The processes find no GPU, whatever this one believes, and train on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1,-2")
+    trainer = EXPERIMENT["trainer"] | {"accelerator": "auto", "max_epochs": 1}
+    one, several = (written(tmp_path / name, trainer=trainer) for name in ("one", "several"))
+    fit.main([*one, "--seeds", "0", "1"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    fit.main([*without_workers(several), "--seeds", "0", "1", "--devices", "1,0"])
+    assert contents(tmp_path / "several" / "out") == contents(tmp_path / "one" / "out")
+
+
+CLUSTER = ["--executor", "submitit", "--slurm", "{cluster: local}"]  # submitit's stand-in for one: local processes
+
+
+def test_the_jobs_of_a_cluster_write_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
+    bar = tqdm(total=18, file=io.StringIO())  # 2 seeds of 3 epochs of 3 steps
+    monkeypatch.setattr(plan, "progress_bar", lambda *_, **__: bar)
+    fit.main([*without_workers(written(tmp_path)), "--seeds", "0", "1", *CLUSTER])
+    assert contents(tmp_path / "out") == contents(unkilled)
+    assert bar.n == bar.total == 18
+
+
+def test_a_killed_job_of_a_cluster_is_named_with_its_log_and_resumed_to_the_same_bytes(tmp_path):
+    longer = [*written(tmp_path, trainer={"max_epochs": 30, "accelerator": "cpu"}), "--seeds", "0"]
+    command = ["skipform", "fit", *without_workers(longer), *CLUSTER]
+    checkpoint = tmp_path / "out.partial" / "dense" / "seed0" / "last.ckpt"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not checkpoint.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    (job,) = (p for p in psutil.Process(first.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline())
+    job.kill()
+    said = first.communicate()[1]
+    assert first.returncode == 2
+    line = re.search(r"^skipform fit: error: dense/seed0: job \d+ ended .* killed; its log: (\S+);", said, re.MULTILINE)
+    assert Path(line[1]).is_file()
+    assert len(torch.load(checkpoint, weights_only=True)["callbacks"]["Journal"]["rows"]) < 30
+    subprocess.run(command, check=True)
+    resumed = contents(tmp_path / "out")
+    fit.main([*longer, "--out", str(tmp_path / "unkilled")])
+    assert resumed == contents(tmp_path / "unkilled")
+
+
+def without_workers(arguments: list[str]) -> list[str]:
+    at = arguments.index("--workers")
+    return [*arguments[:at], *arguments[at + 2 :]]
 
 
 class Killed(BaseException):

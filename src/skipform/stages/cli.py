@@ -38,10 +38,11 @@ STAGES = {
     "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
-    "list": "list the networks, data sets and experiments there are",
+    "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "paper": "typeset the paper",
+    "costs": "renew what the experiment files state about time, memory and disk at scale paper",
     "derive": "renew the dependencies of the pipeline's stages on the sources",
 }
 
