@@ -1,4 +1,5 @@
-# The commands for a newcomer:  make test  (every check)   make repro  (the paper from scratch)   make notebooks  (the analysis)
+# The commands for a newcomer:  make figures  (the paper from its records)   make repro  (the paper from scratch)
+#                               make test  (every check)   make notebooks  (the analysis)
 # uv is taken from the PATH, or installed into .uv/ with pip; it installs everything else from uv.lock.
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -7,10 +8,14 @@ RUN := $(UV) run --quiet
 # Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: repro test lint smoke torture bench gpu-table notebooks derived
+.PHONY: repro figures test lint smoke torture bench gpu-table notebooks derived
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
 	$(RUN) skipform repro
+	test ! -e .git || $(RUN) skipform compare
+
+figures: $(UV)        ## draw all figures and typeset the paper from the committed records and measures; trains nothing
+	$(RUN) skipform figures
 
 test: $(UV)           ## unit tests: the mathematics, the programs, the README's commands
 	$(RUN) pytest
@@ -36,8 +41,9 @@ gpu-table: $(UV)      ## CIFAR-10 at full scale, in order of worth, MINUTES long
 notebooks: $(UV)      ## open the analysis in Jupyter
 	$(UV) run --group notebooks jupyter lab analysis
 
-derived: $(UV)        ## renew what derives from other files: dvc.yaml's dependencies, uv.lock, requirements.txt
+derived: $(UV)        ## renew what derives from other files: dvc.yaml's dependencies, costs, uv.lock, requirements.txt
 	$(RUN) skipform derive
+	$(RUN) skipform costs
 	$(UV) lock
 	$(UV) export --quiet --frozen --no-dev --no-hashes --no-header --no-annotate --output-file requirements.txt
 

@@ -11,8 +11,8 @@
 # - **functional dimension** over a batch: in how many directions the scores can move when the weights do.
 #
 # Two sets of nets count as different only where their ranges over the seeds are disjoint: `>` and `<` mean that every
-# seed of the first lies above, or below, every seed of the second, `=` that they are equal seed by seed, and `~` that
-# the ranges overlap.
+# seed of the first lies above, or below, every seed of the second, `=` that they are equal seed by seed, and `~`
+# anything else. The experiment files announce what is compared (`comparisons:`), and `skipform claims` decides it.
 
 # %%
 import frame
@@ -86,47 +86,25 @@ style.before_after(
 
 
 # %%
-def relation(first: pd.Series, second: pd.Series) -> str:
-    """`=`, `>`, `<` or `~`, as explained above; both series are indexed by seed."""
-    if (first == second).all():
-        return "="
-    if first.min() > second.max():
-        return ">"
-    return "<" if first.max() < second.min() else "~"
-
-
-def compare(claim: str, expected: str, measures: list[str], pairs: list[tuple[str, pd.DataFrame, str, pd.DataFrame]]):
-    """One row per measure, moment and pair; a pair has the name and the measurements of the first and of the second."""
-    return [
-        {"claim": claim, "measure": MEASURES[measure], "when": when, "first": one, "second": other,
-         "expected": expected, "median_first": x.median(), "median_second": y.median(), "relation": relation(x, y),
-         "seeds": len(x)}
-        for measure in measures
-        for one, a, other, b in pairs
-        for when in style.MOMENTS
-        for x, y in [[t[t["when"] == when].set_index("seed")[measure].sort_index() for t in (a, b)]]
-    ]  # fmt: skip
+def printed(net: str, claim: str) -> str:
+    """The name of a variant, or of its copies, in the table; the claim says whether it is wide."""
+    variant, _, copy = net.partition(" as ")
+    name = SKIP_NAMES.get(copy or variant, variant.removesuffix("-wide"))
+    if "copy" in claim:
+        return f"{name} {'copy' if copy else 'net'}"
+    return name
 
 
 def select(table: pd.DataFrame, variant: str, copy: str = "") -> pd.DataFrame:
     return table[(table["variant"] == variant) & (table["copy"] == copy)]
 
 
-pooled = [("none", select(pooling, "none"), pool, select(pooling, pool)) for pool in POOLS[1:]]
-copied = [
-    (f"{SKIP_NAMES[net]} net", select(skips, net), f"{SKIP_NAMES[copy]} copy", select(skips, net, copy))
-    for net, copy in (("concat", "add"), ("add", "concat"))
-]
-trained = [("concatenation", select(skips, "concat"), "addition", select(skips, "add"))]
-equal_width = [("single", select(blocks, "single"), v, select(blocks, v)) for v in ("double", "quadruple")]
-equal_size = [("single", select(blocks, "single"), v, select(blocks, f"{v}-wide")) for v in ("double", "quadruple")]
-comparisons = pd.DataFrame(
-    compare("(i) none : pooled", ">", ["regions", "pieces", "hidden_rank", "functional_dimension"], pooled)
-    + compare("(ii) net : exact copy", "=", ["regions", "pieces", "jacobian_rank"], copied)
-    + compare("(ii) equal parameters", "=", ["regions", "pieces", "jacobian_rank", "functional_dimension"], trained)
-    + compare("(iii) equal width", ">", ["regions", "pieces", "functional_dimension"], equal_width)
-    + compare("(iii) equal parameters", ">", ["regions", "pieces", "functional_dimension"], equal_size)
-)
+comparisons = frame.comparisons()
+for side in ("first", "second"):
+    comparisons[side] = [
+        printed(net, claim) for net, claim in zip(comparisons[side], comparisons["claim"], strict=True)
+    ]
+comparisons["measure"] = comparisons["measure"].map(MEASURES)
 frame.write_table(comparisons, "table_comparisons")
 comparisons
 
@@ -160,14 +138,6 @@ verdicts
 
 
 # %%
-def outcome(row: pd.Series) -> str:
-    if row["relation"] == row["expected"]:
-        return "supports"
-    against = {">": "<", "=": "<>"}[row["expected"]]
-    return "contradicts" if row["relation"] in against else "open"
-
-
-comparisons["outcome"] = comparisons.apply(outcome, axis=1)
 WHEN = {
     ("initial",): "before training",
     ("final",): "after training",

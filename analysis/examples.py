@@ -158,7 +158,7 @@ def attention(net: str) -> list[np.ndarray]:
     return [arrays[key].mean(0) for key in keys]
 
 
-runs = frame.runs()
+runs = frame.records()
 first_variant = {net: group["variant"].iloc[0] for net, group in runs.groupby("net", sort=False)}
 if attending:
     figure, grid = plt.subplots(len(attending), LAYERS, squeeze=False, figsize=(style.WIDTH, 1.55 * len(attending)))

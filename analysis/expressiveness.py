@@ -41,7 +41,7 @@ def by_variant(net: str) -> dict[str, pd.DataFrame]:
 # ## The architectures
 
 # %%
-runs = frame.runs()
+runs = frame.records()
 names = frame.names()
 variants = {net: list(group["variant"].unique()) for net, group in runs.groupby("net", sort=False)}
 CLAIMS = ("pooled", "activation_blocks")  # what these two compare is measured in the notebook claims

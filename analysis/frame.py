@@ -1,4 +1,5 @@
-"""Reads the results of training, measuring and verifying as tidy tables, and writes what the notebooks produce.
+"""Reads what training, measuring and verifying leave in records/ and measures/ as tidy tables, and writes what the
+notebooks produce. No weights are read.
 
 A published value never comes from a single run: `spread` gives the median and the range over the seeds.
 """
@@ -65,26 +66,20 @@ def bypassed() -> dict[tuple[str, str], list[int]]:
     return {(row["net"], row["variant"]): row["bypassed"] for row in results}
 
 
-def runs() -> pd.DataFrame:
-    """One row per run, in the order of the survey: net, variant, seed, folder and its complete config."""
+def records() -> pd.DataFrame:
+    """One row per run, in the order of the survey: net, variant, seed, and its config, metrics and history."""
     rows = []
     for net in names():
-        summary = ROOT / "runs" / "survey" / net / "summary.json"
-        if not summary.is_file():
-            continue
-        for variant in json.loads(summary.read_text()):
-            folders = [f for f in (summary.parent / variant).glob("seed*") if f.name[4:].isdigit()]  # no seed0.partial
-            for folder in sorted(folders, key=lambda f: int(f.name[4:])):
-                config = yaml.safe_load((folder / "config.yaml").read_text())
-                rows.append((net, variant, int(folder.name[4:]), folder, config))
-    return pd.DataFrame(rows, columns=["net", "variant", "seed", "folder", "config"])
+        path = ROOT / "records" / "survey" / f"{net}.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        for run in map(json.loads, lines):
+            rows.append({"net": net, "variant": run["config"]["variant"], "seed": run["config"]["seed"], **run})
+    return pd.DataFrame(rows)
 
 
 def metrics() -> pd.DataFrame:
-    """One row per run: net, variant, seed and everything in its metrics.json."""
-    return pd.DataFrame(
-        [{"net": run.net, **json.loads((run.folder / "metrics.json").read_text())} for run in runs().itertuples()]
-    )
+    """One row per run: net, variant, seed and everything in its metrics."""
+    return pd.DataFrame([{"net": run.net, **run.metrics} for run in records().itertuples()])
 
 
 def scores() -> pd.DataFrame:
@@ -97,10 +92,10 @@ def scores() -> pd.DataFrame:
 
 
 def histories() -> pd.DataFrame:
-    """One row per run and epoch: net, variant, seed and the columns of its history.csv."""
+    """One row per run and epoch: net, variant, seed, epoch and what was computed after the epoch."""
     tables = [
-        pd.read_csv(run.folder / "history.csv").assign(net=run.net, variant=run.variant, seed=run.seed)
-        for run in runs().itertuples()
+        pd.DataFrame(run.history).assign(net=run.net, variant=run.variant, seed=run.seed)
+        for run in records().itertuples()
     ]
     return pd.concat(tables, ignore_index=True)
 
@@ -136,6 +131,13 @@ def claim(name: str) -> pd.DataFrame:
     """One row per network and moment, and one per exact copy of it (`copy`: its skip; empty for the network itself)."""
     results = json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())
     return pd.DataFrame(results["rows"]).fillna({"copy": ""})
+
+
+def comparisons() -> pd.DataFrame:
+    """One row per comparison of the claims that is decided by `skipform claims`, in the order of the claims."""
+    claims = ("pooling", "addition_concatenation", "activation_blocks")
+    rows = [json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())["comparisons"] for name in claims]
+    return pd.DataFrame([row for claim in rows for row in claim])
 
 
 # How a score is printed in tables and as the label of an axis.

@@ -83,7 +83,7 @@ table
 # ## What was trained
 
 # %%
-runs = frame.runs()
+runs = frame.records()
 settings = runs["config"]
 frame.write_numbers(
     {

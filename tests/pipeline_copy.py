@@ -42,5 +42,7 @@ def run(folder, *command):
 
 def made(folder):
     """Digest of every figure, table, number, notebook and page that the pipeline leaves for a reader."""
-    paths = [p for name in ("paper", "measures", "build/notebooks") for p in sorted((folder / name).rglob("*"))]
+    paths = [
+        p for name in ("paper", "records", "measures", "build/notebooks") for p in sorted((folder / name).rglob("*"))
+    ]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}

@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -15,6 +16,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import pytest
 import torch
 import yaml
@@ -29,8 +32,8 @@ import skipform
 from skipform import nets, outputs
 from skipform.data.images import Images
 from skipform.errors import SkipformError
-from skipform.runs import Run, finished
-from skipform.stages import fit
+from skipform.runs import FILES, Run, finished
+from skipform.stages import cli, fit
 from skipform.stages.measure import measure_slices
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
@@ -46,7 +49,7 @@ EXPERIMENT = {
     "threads": 1,
     "wandb": "disabled",
 }
-DETERMINISTIC = [name for name in run.FILES if name != "provenance.json"]
+DETERMINISTIC = [name for name in FILES if name != "provenance.json"]
 
 
 def written(folder: Path, **over) -> list[str]:
@@ -175,7 +178,7 @@ def test_frozen_parameters_stay_as_they_were(tmp_path):
 def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
     for seed in (0, 1):
         folder = unkilled / "dense" / f"seed{seed}"
-        assert sorted(path.name for path in folder.iterdir()) == sorted(run.FILES)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
         rows = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
@@ -194,6 +197,36 @@ def test_the_files_of_a_run_are_complete_and_consistent(unkilled):
         provenance = json.loads((folder / "provenance.json").read_text())
         assert provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
         assert {"commit", "hardware", "seed", "training_seconds", "command"} <= provenance.keys()
+
+
+def test_records_are_what_the_files_of_the_runs_hold(unkilled, tmp_path, monkeypatch, capsys):
+    records = tmp_path / "records" / "some.jsonl"
+    words = [*written(tmp_path), "--seeds", "0", "1", "--records", str(records)]
+    fit.main(words)
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    runs = [Run(unkilled / "dense" / f"seed{seed}") for seed in (0, 1)]
+    assert [line["config"] for line in lines] == [run.config for run in runs]
+    assert [line["metrics"] for line in lines] == [run.metrics for run in runs]
+    assert [pd.DataFrame(line["history"]).to_dict("records") for line in lines] == [run.history for run in runs]
+    monkeypatch.setattr(fit, "_train_all", lambda *_: 1 / 0)  # nothing is trained when the file is refused
+    assert cli.main(["fit", *words[:-1], "records.csv"]) == 2
+    assert "--records records.csv: unknown suffix '.csv'; accepted: .jsonl" in capsys.readouterr().err
+
+
+def test_sources_that_the_pipeline_does_not_write_count_as_changed(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    names = ("src/run.py", "dvc.lock", "records/a.jsonl", "measures/a.json")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(run, "__file__", str(tmp_path / "src" / "run.py"))
+    changed = []
+    for name in reversed(names):
+        (tmp_path / name).write_text("after")
+        changed.append(run._provenance(1.0)["changed_since_commit"])
+    assert changed == [False, False, False, True]
 
 
 def test_a_finished_run_is_measured_without_lightning(unkilled, tmp_path):
@@ -245,7 +278,7 @@ def test_a_run_killed_by_sigkill_ends_with_the_same_bytes(tmp_path):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
-    assert not (work / "seed1" / "provenance.json").exists()
+    assert not (work / "seed1" / "checksums.json").exists()
     finished = (work / "seed0" / "provenance.json").read_bytes()
     assert len(torch.load(work / "seed1" / "last.ckpt", weights_only=True)["callbacks"]["Journal"]["rows"]) == 3
     with pytest.MonkeyPatch.context() as patch:
@@ -345,10 +378,58 @@ def test_an_error_in_a_worker_is_the_same_one_line(tmp_path, monkeypatch):
     with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
         fit.main(two)
     monkeypatch.setattr(Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(SkipformError, match=r"^a worker was killed"):
+    with pytest.raises(SkipformError, match=r"^a worker was killed in dense/seed[01], perhaps"):
         fit.main([*two, "--wandb", "disabled"])
     with pytest.raises(SkipformError, match=r"^--workers: 0; accepted: 1 or more"):
         fit.main([*two, "--workers", "0"])
+
+
+def test_a_process_for_every_gpu_writes_the_same_bytes(tmp_path, monkeypatch):
+    """The processes find no GPU, whatever this one believes, and train on the CPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1,-2")
+    trainer = EXPERIMENT["trainer"] | {"accelerator": "auto", "max_epochs": 1}
+    one, several = (written(tmp_path / name, trainer=trainer) for name in ("one", "several"))
+    fit.main([*one, "--seeds", "0", "1"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    fit.main([*without_workers(several), "--seeds", "0", "1", "--devices", "1,0"])
+    assert contents(tmp_path / "several" / "out") == contents(tmp_path / "one" / "out")
+
+
+CLUSTER = ["--executor", "submitit", "--slurm", "{cluster: local}"]  # submitit's stand-in for one: local processes
+
+
+def test_the_jobs_of_a_cluster_write_the_same_bytes_and_count_every_step(tmp_path, unkilled, monkeypatch):
+    bar = tqdm(total=18, file=io.StringIO())  # 2 seeds of 3 epochs of 3 steps
+    monkeypatch.setattr(plan, "progress_bar", lambda *_, **__: bar)
+    fit.main([*without_workers(written(tmp_path)), "--seeds", "0", "1", *CLUSTER])
+    assert contents(tmp_path / "out") == contents(unkilled)
+    assert bar.n == bar.total == 18
+
+
+def test_a_killed_job_of_a_cluster_is_named_with_its_log_and_resumed_to_the_same_bytes(tmp_path):
+    longer = [*written(tmp_path, trainer={"max_epochs": 30, "accelerator": "cpu"}), "--seeds", "0"]
+    command = ["skipform", "fit", *without_workers(longer), *CLUSTER]
+    checkpoint = tmp_path / "out.partial" / "dense" / "seed0" / "last.ckpt"
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not checkpoint.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    (job,) = (p for p in psutil.Process(first.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline())
+    job.kill()
+    said = first.communicate()[1]
+    assert first.returncode == 2
+    line = re.search(r"^skipform fit: error: dense/seed0: job \d+ ended .* killed; its log: (\S+);", said, re.MULTILINE)
+    assert Path(line[1]).is_file()
+    assert len(torch.load(checkpoint, weights_only=True)["callbacks"]["Journal"]["rows"]) < 30
+    subprocess.run(command, check=True)
+    resumed = contents(tmp_path / "out")
+    fit.main([*longer, "--out", str(tmp_path / "unkilled")])
+    assert resumed == contents(tmp_path / "unkilled")
+
+
+def without_workers(arguments: list[str]) -> list[str]:
+    at = arguments.index("--workers")
+    return [*arguments[:at], *arguments[at + 2 :]]
 
 
 class Killed(BaseException):
@@ -385,7 +466,7 @@ def test_a_run_killed_before_or_after_any_file_ends_with_the_same_bytes(tmp_path
             actual.pop(name)
         assert actual == expected
         moment += 1
-    assert moment >= 2 * (len(run.FILES) + 3)  # every file, and a checkpoint an epoch
+    assert moment >= 2 * (len(FILES) + 3)  # every file, and a checkpoint an epoch
 
 
 def test_an_interrupted_training_reports_it_and_resumes_later(tmp_path, unkilled, monkeypatch):

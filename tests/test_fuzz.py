@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.runs import FILES, PROVENANCE, Run, read_summary
+from skipform.files import checksum
+from skipform.runs import CHECKED, FILES, PROVENANCE, Run, read_summary
 from skipform.stages import cli, fit
 from skipform.theory.affine import Affine
 from skipform.theory.network import FORMAT, CanonicalNetwork, perceptron
@@ -208,14 +209,15 @@ def trained(tmp_path_factory):
     return folder, argv
 
 
-def old_run(folder):
-    """The run in a copy, as earlier versions left it: without checksums."""
+def copied(folder):
+    """A copy of the experiment's folder, in which the run may be altered."""
     shutil.copytree(folder / "out", changed := folder / "changed", dirs_exist_ok=True)
-    path = changed / "net" / "seed0" / "provenance.json"
-    provenance = json.loads(path.read_text())
-    del provenance["sha256"], provenance["sha256_of_the_above"]
-    path.write_text(json.dumps(provenance))
     return changed
+
+
+def renew_checksums(run):
+    """Let the checksums of an altered run be those of its files."""
+    (run / "checksums.json").write_text(json.dumps({"sha256": {name: checksum(run / name) for name in CHECKED}}))
 
 
 def everything(folder):
@@ -229,7 +231,6 @@ def everything(folder):
 @pytest.fixture(scope="module")
 def unaltered(trained):
     folder, _ = trained
-    assert everything(old_run(folder)) == everything(folder / "out")  # a run without checksums is read as well
     return everything(folder / "out")
 
 
@@ -237,7 +238,7 @@ def unaltered(trained):
 @given(data=st.data())
 def test_an_altered_run_is_refused_or_is_the_same_run(trained, unaltered, data):
     folder, _ = trained
-    shutil.copytree(folder / "out", changed := folder / "changed", dirs_exist_ok=True)
+    changed = copied(folder)
     name = data.draw(st.sampled_from([*FILES, "summary.json"]))
     path = changed / name if name == "summary.json" else changed / "net" / "seed0" / name
     if name.endswith(("yaml", "json")) and data.draw(st.booleans()):
@@ -250,16 +251,16 @@ def test_an_altered_run_is_refused_or_is_the_same_run(trained, unaltered, data):
 
 @fuzz(80)
 @given(data=st.data())
-def test_an_altered_run_without_checksums_is_refused_or_read(trained, data):
-    """As runs of earlier versions are."""
+def test_an_altered_run_whose_checksums_were_renewed_is_refused_or_read(trained, data):
     folder, _ = trained
-    home = (changed := old_run(folder)) / "net" / "seed0"
+    home = (changed := copied(folder)) / "net" / "seed0"
     path = home / data.draw(st.sampled_from(["config.yaml", "final.safetensors", "history.csv", "metrics.json"]))
     if path.suffix in (".yaml", ".json") and data.draw(st.integers(0, 3)):
         value = data.draw(with_absurd_values(yaml.safe_load(path.read_text())))
         path.write_text(yaml.safe_dump(value) if path.suffix == ".yaml" else json.dumps(value))
     else:
         path.write_bytes(data.draw(altered(path.read_bytes())))
+    renew_checksums(home)
     refused(everything, changed)
 
 
@@ -345,9 +346,10 @@ def test_a_run_that_begins_again_removes_only_what_a_run_writes(trained, tmp_pat
 
 def test_a_scale_that_names_another_folder_publishes_nothing(trained, capsys):
     folder, _ = trained
-    runs = old_run(folder)
+    runs = copied(folder)
     config = runs / "net" / "seed0" / "config.yaml"
     config.write_text(config.read_text().replace("scale: embedded", "scale: ../../published"))
+    renew_checksums(runs / "net" / "seed0")
     with contextlib.chdir(runs):
         assert cli.main(["publish", "--runs", str(folder)]) == 2
     assert "scale: '../../published'; accepted: letters, digits" in capsys.readouterr().err
@@ -363,7 +365,7 @@ def test_an_experiment_with_an_unfinished_run_is_not_measured_and_no_run_in_the_
         ["examples", ".", "--out", "out"],
     )
     for change, line in {
-        lambda home: (home / "seed0" / "provenance.json").unlink(): "seed0: no finished run",
+        lambda home: (home / "seed0" / "checksums.json").unlink(): "seed0: no finished run",
         lambda home: (home / "seed0" / "final.safetensors").unlink(): "final.safetensors: cannot be read",
         lambda home: shutil.copytree(home, home.with_name("copy")): "exp/copy/seed0: the run of net, seed 0",
         lambda home: (home.parent / "summary.json").write_text("{"): "exp/summary.json: not JSON",
@@ -385,7 +387,7 @@ def test_what_cannot_be_measured_of_a_run_is_refused(trained, capsys, tmp_path):
     runs = str(trained[0] / "out")
     for words, line in (
         (["--copies"], "--copies: .*net/seed0: the net mlp; accepted: activation_blocks"),
-        (["--executor", "submitit"], "--executor submitit: no program srun on the PATH"),
+        (["--executor", "submitit"], "--executor submitit: no SLURM on this machine"),
     ):
         assert cli.main(["claims", runs, "--out", str(tmp_path / "out.json"), "--workers", "1", *words]) == 2
         assert re.search(line, capsys.readouterr().err)
@@ -393,11 +395,12 @@ def test_what_cannot_be_measured_of_a_run_is_refused(trained, capsys, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_refused(trained):
-    weights = (home := old_run(trained[0]) / "net" / "seed0") / "final.safetensors"
+    weights = (home := copied(trained[0]) / "net" / "seed0") / "final.safetensors"
     arrays = load_file(weights)
     name = sorted(arrays)[0]
     arrays[name].flat[0] = np.nan
     save_file(arrays, weights)
+    renew_checksums(home)
     with pytest.raises(SkipformError, match=f"{name} has an entry that is NaN or infinite"):
         Run(home).net()
 
@@ -411,6 +414,6 @@ def test_a_run_whose_checkpoint_is_damaged_begins_again_and_ends_with_the_same_b
     (work / "last.ckpt").write_bytes(content)
     assert fit.main([*argv[:-1], str(folder / "again")]) == 0
     assert f"{work / 'last.ckpt'}: damaged, or of another run; this run begins again\n" in capsys.readouterr().err
-    for name in FILES[:-1]:
+    for name in CHECKED:
         first, again = (folder / out / "net" / "seed0" / name for out in ("out", "again"))
         assert first.read_bytes() == again.read_bytes(), name

@@ -1,12 +1,12 @@
 """A measurement grid computes every cell once and returns the results in order, even if it is killed in between."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -81,13 +81,38 @@ def test_a_killed_grid_resumes_where_it_stopped(cell, tmp_path):
     assert (tmp_path / "log").read_text().split() == list("012334567")
 
 
-def test_a_cluster_measures_the_same(cell, tmp_path, monkeypatch):
-    import submitit
-
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(SkipformError, match=r"^--executor submitit: no program srun on the PATH; accepted: a SLURM"):
-        run_cells(cell, tmp_path, executor="submitit")
+def test_a_cluster_measures_the_same(cell, tmp_path):
     # submitit's own stand-in for SLURM: the same pickled jobs, run by local processes.
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(submitit, "AutoExecutor", lambda folder: submitit.LocalExecutor(folder))
-    assert run_cells(cell, tmp_path, executor="submitit") == [{"number": n, "square": n**2} for n in range(6)]
+    options = {"executor": "submitit", "slurm": {"cluster": "local"}}
+    assert run_cells(cell, tmp_path, **options) == [{"number": n, "square": n**2} for n in range(6)]
+    assert run_cells(cell, tmp_path, **options) == run_cells(cell, tmp_path, workers=1)
+    assert len((tmp_path / "log").read_text().split()) == 6
+
+
+@pytest.mark.parametrize(
+    ("slurm", "says"),
+    [
+        ({}, r"^--executor submitit: no SLURM on this machine"),
+        ({"slurm_partitions": "gpu"}, r"^--slurm .*: Unknown argument 'partitions' for executor 'slurm'"),
+        ({"cluster": "moon"}, r"^--slurm .*moon.*: AutoExecutor doesn't know any executor named moon"),
+    ],
+)
+def test_parameters_that_a_cluster_does_not_take_are_refused_in_one_line(cell, tmp_path, monkeypatch, slurm, says):
+    monkeypatch.setenv("PATH", "")  # where srun would be
+    with pytest.raises(SkipformError, match=says):
+        run_cells(cell, tmp_path, executor="submitit", slurm=slurm)
+
+
+def test_an_error_in_a_job_of_a_cluster_names_the_job_and_its_log(tmp_path, monkeypatch):
+    (tmp_path / "wrong_cells.py").write_text("def cell(number):\n    return 1 // number\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    from wrong_cells import cell
+
+    where = {"executor": "submitit", "slurm": {"cluster": "local"}}
+    says = r"^number=0: job \d+: integer division or modulo by zero; its log: /"
+    with pytest.raises(SkipformError, match=says) as raised:
+        launch.run_grid(cell, [{"number": 0}, {"number": 1}], tmp_path / "partial", digest="a", title="test", **where)
+    log = Path(str(raised.value).partition("its log: ")[2]).read_text()
+    assert "ZeroDivisionError" in log
+    assert 'wrong_cells.py", line 2' in log

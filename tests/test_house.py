@@ -29,11 +29,15 @@ ARROWS = {
     "files": set(),
     "outputs": {"files"},
     "recovery": {"files"},
+    "pipeline": {"recovery", "files"},
     "sources": set(),
     "runs": {"tasks", "data", "nets", "files"},
+    "comparisons": {"files"},
     "results": {"runs", "files"},
-    "training": {"runs", "tasks", "data", "nets", "files", "outputs", "sources"},
+    "training": {"runs", "comparisons", "tasks", "data", "nets", "files", "outputs", "sources"},
     "stages": {
+        "comparisons",
+        "pipeline",
         "training",
         "runs",
         "results",
@@ -114,7 +118,7 @@ def test_a_wrong_option_of_any_stage_is_refused_before_torch_is_imported(tmp_pat
     assert refused == [f"{stage} 2 False" for stage in STAGES]
     assert done.stdout.splitlines()[-1] == "help 0 False"
     for stage, line in zip(STAGES, done.stderr.splitlines(), strict=True):
-        assert line.startswith(f"skipform {stage}: error: unrecognized arguments: --nope; accepted: --help, --"), line
+        assert line.startswith(f"skipform {stage}: error: unrecognized arguments: --nope; accepted: --help"), line
 
 
 def test_the_pipeline_trains_every_experiment_of_the_survey():

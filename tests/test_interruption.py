@@ -32,7 +32,7 @@ ENDS = {
     ("command", signal.SIGTERM): (143, f"terminated{GOES_ON}"),
     ("all", signal.SIGTERM): (143, f"terminated{GOES_ON}"),
     ("all", signal.SIGINT): (130, f"interrupted{GOES_ON}"),
-    ("worker", signal.SIGKILL): (2, "error: a worker was killed, perhaps because memory ran out"),
+    ("worker", signal.SIGKILL): (2, "error: a worker was killed"),
     ("command", signal.SIGKILL): (-signal.SIGKILL, None),
 }
 
@@ -160,24 +160,20 @@ def cell(number, folder):
 """
 # A command that computes the cells in a grid and prints the results.
 GRID = """
-import functools, shutil, signal, sys
+import signal, sys
 from pathlib import Path
-import submitit
 from cells import cell
 from skipform.stages import cli
 from skipform.training import launch
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, executor = sys.argv[1:]
-if executor == "submitit":  # its own stand-in for SLURM: the same pickled jobs, run by local processes
-    shutil.which = lambda name: name
-    submitit.AutoExecutor = submitit.LocalExecutor
-    submitit.helpers.as_completed = functools.partial(submitit.helpers.as_completed, poll_frequency=0.05)
 
 class Stage:
     def main(**_):
         cells = [{"number": number, "folder": folder} for number in range(6)]
-        options = {"digest": "", "title": "test", "executor": executor, "workers": 2}
+        slurm = {"cluster": "local"} if executor == "submitit" else None  # a stand-in: jobs in local processes
+        options = {"digest": "", "title": "test", "executor": executor, "workers": 2, "slurm": slurm}
         print(launch.run_grid(cell, cells, Path(folder, "partial"), **options))
 
 cli.import_module = lambda _: Stage

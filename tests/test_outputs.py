@@ -13,7 +13,8 @@ import yaml
 
 from skipform import files, outputs
 from skipform.errors import SkipformError
-from skipform.runs import summary_of
+from skipform.files import checksum
+from skipform.runs import CHECKED, summary_of
 from skipform.stages import cli, fit, notebooks, verify
 
 EXPERIMENT = {
@@ -123,12 +124,16 @@ def leave_run(folder):
     run = folder / "plain" / "seed0"
     run.mkdir(parents=True)
     keys = {"fingerprint": "f", "command": "", "commit": "", "training_seconds": 0.0, "hardware": {}, "versions": {}}
-    (run / "provenance.json").write_text(json.dumps(keys))
+    (run / "provenance.json").write_text(json.dumps(keys | {"changed_since_commit": False}))
     metrics = {"epochs": 1, "steps": 1, "parameters": 1, "shown": ["error", "%"], "higher": False, "test_error": 1.0}
     (run / "metrics.json").write_text(json.dumps(metrics))
     (folder / "summary.json").write_text(json.dumps({"plain": summary_of([0], [metrics])}))
     blocks = {"net": {"name": "any"}, "data": {"name": "any"}, "task": {"name": "classify"}, "optimizer": {}}
     (run / "config.yaml").write_text(json.dumps({"scale": "smoke", "variant": "plain", "seed": 0} | blocks))
+    for name in ("initial.safetensors", "final.safetensors", "history.csv"):
+        (run / name).write_text("")
+    sums = {name: checksum(run / name) for name in CHECKED}
+    (run / "checksums.json").write_text(json.dumps({"sha256": sums}))
 
 
 @pytest.mark.parametrize("command", FILES)
@@ -309,7 +314,7 @@ def test_a_killed_training_leaves_nothing_that_the_next_one_refuses_or_keeps(pla
 
 
 def fit_files():
-    from skipform.training.run import FILES
+    from skipform.runs import FILES
 
     return FILES
 

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from skipform import comparisons
+from skipform.files import write_json_lines
 from skipform.stages import notebooks, paper
 from skipform.stages.notebooks import join_numbers
 
@@ -51,45 +53,42 @@ CLAIMS = {  # claim -> variant, skip of the copy -> affine pieces of three seeds
 }
 
 
+def record(variant, seed, net, data, score, unit, scores):
+    """A line of records/: a run with the given test score after each epoch."""
+    return {
+        "config": {"scale": "smoke", "variant": variant, "seed": seed, "net": net, "data": {"name": data}},
+        "metrics": {
+            "variant": variant,
+            "seed": seed,
+            "epochs": len(scores),
+            "parameters": 1234,
+            f"test_{score}": scores[-1],
+            "shown": [score, unit],
+        },
+        "history": {"epoch": list(range(1, len(scores) + 1)), f"test_{score}": scores},
+    }
+
+
 def leave_results(root, epochs):
     """Write made-up results of training, measuring and verifying: three seeds, with the pieces of CLAIMS."""
+    for folder in ("records/survey", "measures/survey", "measures/claims"):
+        (root / folder).mkdir(parents=True)
     for net, variants in NETS.items():
-        rows = []
+        runs, rows = [], []
         for variant, arguments in variants.items():
             for seed in range(3):
-                run = root / "runs/survey" / net / variant / f"seed{seed}"
-                run.mkdir(parents=True)
                 errors = [40.0 / (epoch + 1) + seed for epoch in range(epochs)]
-                config = {"scale": "smoke", "net": {"name": net, **arguments}, "data": {"name": "digits"}}
-                (run / "config.yaml").write_text(yaml.safe_dump(config))
-                history = pd.DataFrame({"epoch": np.arange(epochs) + 1, "test_error": errors})
-                history.to_csv(run / "history.csv", index=False)
-                last = {"epochs": epochs, "parameters": 1234, "test_error": errors[-1], "shown": ["error", "%"]}
-                (run / "metrics.json").write_text(json.dumps({"variant": variant, "seed": seed, **last}))
+                runs.append(record(variant, seed, {"name": net, **arguments}, "digits", "error", "%", errors))
                 most = {"feature_dim": 8, "functional_dimension_most": 6, "output_dim": 10, "jacobian_rank": 9}
                 counts = WIDE | most | {"rank_gap": None, "feature_rank_gap": 1e9}
                 about = {"variant": variant, "seed": seed}
                 rows += [about | {"when": w, "slice": k} | counts for w in ("initial", "final") for k in range(2)]
-        (root / "runs/survey" / net / "summary.json").write_text(json.dumps(dict.fromkeys(variants)))
-        measured = root / "measures/survey" / f"{net}.json"
-        measured.parent.mkdir(parents=True, exist_ok=True)
-        measured.write_text(json.dumps({"net": net, "batch": 4, "rows": rows}))
+        write_json_lines(root / "records/survey" / f"{net}.jsonl", runs)
+        (root / "measures/survey" / f"{net}.json").write_text(json.dumps({"net": net, "batch": 4, "rows": rows}))
     for net, shown in BEYOND.items():
-        run = root / "runs/survey" / net / "skips" / "seed0"
-        run.mkdir(parents=True)
-        config = {"scale": "smoke", "net": {"name": net}, "data": {"name": "scenes"}}
-        (run / "config.yaml").write_text(yaml.safe_dump(config))
-        scores = {f"test_{shown[0]}": np.arange(epochs) + 1.0}
-        pd.DataFrame({"epoch": np.arange(epochs) + 1} | scores).to_csv(run / "history.csv", index=False)
-        last = {key: value[-1] for key, value in scores.items()} | {
-            "epochs": epochs,
-            "parameters": 1234,
-            "shown": shown,
-        }
-        (run / "metrics.json").write_text(json.dumps({"variant": "skips", "seed": 0, **last}))
-        (run.parents[1] / "summary.json").write_text(json.dumps({"skips": None}))
+        run = record("skips", 0, {"name": net}, "scenes", *shown, [epoch + 1.0 for epoch in range(epochs)])
+        write_json_lines(root / "records/survey" / f"{net}.jsonl", [run])
     leave_examples(root / "measures/examples")
-    (root / "measures/claims").mkdir(parents=True)
     for claim, pieces in CLAIMS.items():
         most = {"input_dim": 4, "output_dim": 4, "hidden_dim": 8, "functional_dimension_most": 6, "parameters": 1234}
         counts = {"regions": 14, "hidden_rank": 4, "jacobian_rank": 4, "test_error": 9.5} | most
@@ -100,7 +99,12 @@ def leave_results(root, epochs):
             for seed, n in enumerate(seeds)
             for w in ("initial", "final")
         ]
-        (root / f"measures/claims/{claim}.json").write_text(json.dumps({"claim": claim, "rows": rows}))
+        file = yaml.safe_load((ROOT / "experiments/claims" / f"{claim}.yaml").read_text())
+        for entry in file["comparisons"]:
+            entry["pairs"] = [pair for pair in entry["pairs"] if (pair[1], None) in pieces or " as " in pair[1]]
+        announced = comparisons.read(file["comparisons"], file["variants"], claim)
+        measured = {"claim": claim, "comparisons": comparisons.decide(announced, rows), "rows": rows}
+        (root / f"measures/claims/{claim}.json").write_text(json.dumps(measured))
     statement = {
         "item": "Theorem 1",
         "statement": "max of n in any depth m >= log2 n",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skipform import recovery
+from skipform import pipeline, recovery
 from skipform.errors import SkipformError
 from skipform.stages import repro
 
@@ -90,8 +90,8 @@ def test_a_pipeline_killed_while_it_writes_goes_on_with_the_same_command(project
         monkeypatch.setenv("KILLED_AT", moment)
         assert repro.main(jobs=1) == -signal.SIGKILL
         monkeypatch.delenv("KILLED_AT")
-        done = [line for line in capfd.readouterr().err.splitlines() if line.startswith("skipform repro: ")]
-        assert done[0].startswith(f"skipform repro: {begins}")
+        done = [line for line in capfd.readouterr().err.splitlines() if line.startswith("skipform")]
+        assert done[0].startswith(f"skipform: {begins}")
         assert done[1:] == ["skipform repro: dvc was killed; the same command goes on"]
         assert repro.main(jobs=1) == 0
         assert not capfd.readouterr().err
@@ -103,11 +103,11 @@ def test_a_pipeline_killed_while_it_writes_goes_on_with_the_same_command(project
 def test_what_was_killed_with_its_dvc_is_put_right_at_the_next_start(project, monkeypatch, capfd):
     assert repro.main(jobs=1) == 0
     (project / "source").write_text("other")
-    environment = repro._environment() | {"KILLED_AT": "dvc.lock 1 50"}
+    environment = pipeline.environment() | {"KILLED_AT": "dvc.lock 1 50"}
     assert subprocess.run(["dvc", "repro"], env=environment, capture_output=True).returncode == -signal.SIGKILL
     capfd.readouterr()
     assert repro.main(jobs=1) == 0
-    assert capfd.readouterr().err.startswith("skipform repro: dvc.lock was cut short")
+    assert capfd.readouterr().err.startswith("skipform: dvc.lock was cut short")
     assert recovery.complete(Path("dvc.lock").read_text())
 
 

@@ -407,7 +407,7 @@ def test_a_training_that_diverges_stops_and_is_no_result(folder, capsys):
     )
     assert re.search(words, line), line
     assert not Path("runs/survey/some").exists()
-    assert not list(Path("runs").rglob("provenance.json"))
+    assert not list(Path("runs").rglob("checksums.json"))
 
 
 def test_json_has_null_where_a_number_is_undefined(tmp_path):

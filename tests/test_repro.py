@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from skipform.stages.repro import stages, with_descendants
+from skipform.pipeline import stages
+from skipform.stages.repro import with_descendants
 
 # a and b are independent, c reads both, d reads c; every command notes when it starts and ends.
 PIPELINE = """

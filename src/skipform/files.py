@@ -106,6 +106,12 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(defined(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def write_json_lines(path: str | Path, values: Iterable[Any]) -> None:
+    """Write one line of JSON for each value to `path`, whole or not at all; see `write_json`."""
+    lines = [json.dumps(defined(value), ensure_ascii=False, allow_nan=False) for value in values]
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
 def defined(value: Any) -> Any:
     """The value with null for what JSON has no number for."""
     if isinstance(value, dict):

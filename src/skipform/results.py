@@ -14,8 +14,8 @@ Row = dict[str, str]
 
 
 def row_of(experiment: str, variant: str, trained: dict[str, Any], runs: list[Run]) -> Row:
-    """The row of a variant. trained: `summary_of` its runs; commit, hardware, versions and command are the first run's,
-    and the seconds are the median."""
+    """The row of a variant. trained: `summary_of` its runs; commit, hardware, versions and command are the first run's;
+    the commit ends in -dirty, as with git, if sources had been changed since; the seconds are the median."""
     config, origin = runs[0].config, runs[0].provenance
     row = {
         "experiment": experiment,
@@ -35,7 +35,8 @@ def row_of(experiment: str, variant: str, trained: dict[str, Any], runs: list[Ru
     row["seconds_per_seed"] = f"{seconds[len(runs) // 2]:.1f}"
     row["hardware"] = ", ".join(f"{key} {value}" for key, value in origin["hardware"].items() if value)
     row["versions"] = " ".join(f"{name}={version}" for name, version in origin["versions"].items())
-    row["commit"], row["command"] = origin["commit"] or "", origin["command"]
+    row["commit"] = f"{origin['commit'] or ''}{'-dirty' * any(run.provenance['changed_since_commit'] for run in runs)}"
+    row["command"] = origin["command"]
     return row
 
 

@@ -25,7 +25,8 @@ from skipform.files import checksum, digest_of, fields, read_json, read_text, re
 if TYPE_CHECKING:
     from skipform.tasks import Task
 
-FILES = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json", "provenance.json")
+CHECKED = ("config.yaml", "initial.safetensors", "final.safetensors", "history.csv", "metrics.json")  # by their sums
+FILES = (*CHECKED, "provenance.json", "checksums.json")
 LABEL = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}"  # of a variant or a scale: it names a folder or a file
 
 Block = dict[str, Any]
@@ -36,6 +37,7 @@ PROVENANCE = {
     "fingerprint": str,
     "command": str,
     "commit": str | None,
+    "changed_since_commit": bool,
     "versions": dict[str, str],
     "hardware": Block,
     "training_seconds": Annotated[float, Range(0)],
@@ -47,7 +49,7 @@ class Run:
     """The run that `skipform fit` has written to `folder`. A file is read when it is first needed, and only once.
 
     Everything read raises SkipformError if the run is not finished, or if a file has been changed since: one line that
-    names the file. A run of an earlier version has no checksums; its files are checked for what they hold.
+    names the file. DVC stores no provenance: a run that it has brought back from its cache has none.
     """
 
     folder: Path
@@ -86,26 +88,39 @@ class Run:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Commit, command, versions, hardware, times, and the checksums of the other files."""
+        """Commit, command, versions, hardware and times."""
         path = self.folder / "provenance.json"
-        if not path.is_file():
-            raise SkipformError(f"{self.folder}: no finished run (provenance.json) in it; `skipform fit` leaves one")
+        if self.is_finished() and not path.is_file():
+            raise SkipformError(f"{path}: no such file; accepted: a run trained here, not one from DVC's cache")
         provenance = fields(read_json(path), PROVENANCE, path)
         own = provenance.pop("sha256_of_the_above", None)
         if own is not None and own != digest_of(provenance):
             raise SkipformError(f"{path}: changed since the end of its run (its checksum is in its last line)")
-        return fields(provenance, {"sha256": dict[str, str]}, path) if "sha256" in provenance else provenance
+        return provenance
+
+    @cached_property
+    def checksums(self) -> dict[str, str]:
+        """File -> the SHA-256 of its content when the run ended."""
+        path = self.folder / "checksums.json"
+        if not path.is_file():
+            raise SkipformError(f"{self.folder}: no finished run (checksums.json) in it; `skipform fit` leaves one")
+        sums = fields(read_json(path), {"sha256": dict[str, str]}, path)["sha256"]
+        return fields(sums, dict.fromkeys(CHECKED, str), path)
+
+    def is_finished(self) -> bool:
+        """Whether the run has been written to its end."""
+        return (self.folder / "checksums.json").is_file()
 
     def check(self) -> None:
         """Raises SkipformError if a file is missing, or differs from its checksum."""
-        for name in FILES:
+        for name in CHECKED:
             self._intact(name)
 
     def _intact(self, name: str) -> Path:
-        """The path of a file whose content is that of its checksum, where the run has one."""
-        path, known = self.folder / name, self.provenance.get("sha256", {})
-        if name in known and checksum(path) != known[name]:
-            raise SkipformError(f"{path}: changed since the end of its run (its checksum is in provenance.json)")
+        """The path of a file whose content is that of its checksum."""
+        path = self.folder / name
+        if checksum(path) != self.checksums[name]:
+            raise SkipformError(f"{path}: changed since the end of its run (its checksum is in checksums.json)")
         return path
 
     @contextmanager
@@ -115,6 +130,11 @@ class Run:
             yield
         except SkipformError as error:
             raise SkipformError(f"{self.folder / 'config.yaml'}: {error}") from None
+
+    def record(self) -> dict[str, Any]:
+        """What the run leaves besides weights and provenance: config, metrics, and history as column -> values."""
+        columns = {key: [row[key] for row in self.history] for key in self.history[0]}
+        return {"config": self.config, "metrics": self.metrics, "history": columns}
 
     def net(self, moment: Literal["initial", "final"] = "final") -> nn.Module:
         """A new copy of the net before or after training, in evaluation mode."""

@@ -1,4 +1,4 @@
-"""Measure the nets of one claim of the abstract, before and after training: regions on a plane, ranks, exact copies."""
+"""Measure the nets of one claim before and after training: regions on a plane, ranks, exact copies; compare them."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from skipform import measure, nets
+from skipform import comparisons, measure, nets
 from skipform.arguments import Count, NotNegative
 from skipform.errors import SkipformError
-from skipform.files import write_json
+from skipform.files import fields, read_yaml, write_json
 from skipform.measure.rank import finite, ranks
 from skipform.nets.activation_blocks import ConcatenationSkip
-from skipform.runs import Run
+from skipform.runs import Run, finished
 from skipform.theory.blocks import BlockNet, to_addition, to_concatenation
 from skipform.training import launch
 
@@ -22,6 +22,7 @@ def main(
     folder: str,
     *,
     out: str,
+    config: str | None = None,
     batch: Count = 128,
     margin: NotNegative = 0.0,
     copies: bool = False,
@@ -34,12 +35,14 @@ def main(
     Per variant, seed and moment (initial, final): activation regions and affine pieces on the plane through the first
     three test images x, y, z, that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of
     the Jacobian at x, of the scores and of the last hidden layer (of a convolutional net its last maps, before the
-    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. Results
-    are stored in OUT.partial as they come, so that a killed measurement continues from there.
+    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. Then the
+    comparisons that the experiment file announces are decided, see `skipform.comparisons`. Results are stored in
+    OUT.partial as they come, so that a killed measurement continues from there.
 
     Args:
         folder: The folder of the runs, for example runs/claims/pooling.
         out: The JSON file to write.
+        config: The experiment file of the runs, which announces the comparisons; none are made when not given.
         batch: The number of images for the functional dimension, each with ten scores.
         margin: How far the plane reaches beyond the parallelogram of the images.
         copies: Also measure the exact copy of each net with the other skip (Theorem 3); for activation_blocks only.
@@ -48,8 +51,20 @@ def main(
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     options = {"batch": batch, "margin": margin, "copies": copies}
+    announced = announcement(config, finished(folder), copies) if config is not None else []
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
-        write_json(out, {"claim": Path(folder).name, **options, "rows": rows})
+        decided = comparisons.decide(announced, rows)
+        write_json(out, {"claim": Path(folder).name, **options, "comparisons": decided, "rows": rows})
+
+
+def announcement(config: str, runs: list[Run], copies: bool) -> list[comparisons.Comparison]:
+    """The comparisons that an experiment file announces, after a check that the runs have what they compare."""
+    file = fields(read_yaml(config), {"comparisons": list}, config)
+    variants = sorted({run.config["variant"] for run in runs})
+    announced = comparisons.read(file["comparisons"], variants, f"{config}: comparisons")
+    if not copies and any(comparison.of_copies() for comparison in announced):
+        raise SkipformError(f"{config}: comparisons: some are about copies; accepted: with --copies")
+    return announced
 
 
 def measure_run(

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 STAGES = {
     "repro": "run the pipeline: every stage of dvc.yaml that is out of date",
+    "figures": "draw the figures, tables and pages of the paper from the committed records; train nothing",
+    "compare": "compare the numbers committed in git with those that this machine has found",
     "verify": "check the statements of the paper and print them as a table; exit 1 if one fails",
     "grammar": "rewrite the architectures of the survey and count what they become",
     "fit": "train what an experiment file describes",
@@ -42,10 +44,11 @@ STAGES = {
     "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
-    "list": "list the networks, data sets and experiments there are",
+    "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "paper": "typeset the paper",
+    "costs": "renew what the experiment files state about time, memory and disk at scale paper",
     "derive": "renew the dependencies of the pipeline's stages on the sources",
 }
 

@@ -3,24 +3,27 @@
     skipform fit --config experiments/survey/resnet.yaml
     skipform fit --config experiments/survey/resnet.yaml --scale smoke --seeds 0 1 --trainer.max_epochs 2
 
-The runs are independent: on a CPU they are trained in parallel, one process each (--workers), with the same result.
+The runs are independent, and trained in parallel with the same result: in local processes (--workers), one on each of
+several GPUs (--devices), or as jobs of a SLURM cluster (--executor submitit). `fit:` in params.yaml may hold these
+options for all experiments: they change no result.
 Writes DIR/<variant>/seed<k>/ (see run.py) and DIR/summary.json, with median and range over the seeds. Everything is
 written to DIR.partial, where the same command resumes a killed training, and renamed to DIR when it is complete, in
-place of an older one. A DIR that holds anything that this command did not write is refused.
+place of an older one. A DIR that holds anything that this command did not write is refused. The file of --records gets
+one line of JSON per run: its config, metrics and history.
 """
 
 import argparse
 import shlex
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from skipform import outputs
-from skipform.arguments import Seed, described, typed
+from skipform.arguments import Seed, check_keys, described, typed
 from skipform.errors import SkipformError, shown
-from skipform.files import check_scale, fields, read_yaml, write_json, yaml_value
+from skipform.files import check_scale, fields, read_yaml, write_json, write_json_lines, yaml_value
 from skipform.stages.cli import new_parser, not_understood
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
@@ -33,12 +36,18 @@ SECTIONS = ("data", "task", "optimizer", "trainer")  # of an experiment file; --
 _OF_A_SECTION = tuple(f"--{section}." for section in SECTIONS)
 
 Seeds = list[int]
-Trained = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
+WHERE = {  # the runs are trained, by default in local processes
+    "executor": Literal["local", "submitit"],
+    "workers": int,
+    "devices": tuple[int, ...],
+    "slurm": dict[str, Any],
+}
 
 
 def main(argv: list[str]) -> int:
     path = _experiment_file(argv)
     from skipform.training import launch, plan
+    from skipform.training.executor import configure_process
     from skipform.training.experiment import read
 
     options, given, storage = _options(argv)
@@ -47,27 +56,34 @@ def main(argv: list[str]) -> int:
     leads = launch.rank() == 0  # of several processes only the first one writes and reports
     if leads:
         _check_out(out)
+        if options["records"] is not None:
+            outputs.check_file(options["records"], "--records", suffixes=[".jsonl"])
     out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
-    workers = launch.worker_count(options["workers"], experiment, len(runs))
+    executor = launch.executor_for(experiment, len(runs), **options["where"])
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
     # torch would hang in the forked workers if it had used more than one thread before
-    launch.configure_process(1 if workers > 1 else experiment.threads)
+    configure_process(1 if executor.forked and executor.workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * plan.check(path, experiment, storage)
     train = partial(plan.train, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
-    from skipform.training.run import FILES, UNFINISHED_FILES
+    from skipform.runs import FILES, Run
+    from skipform.training.run import UNFINISHED_FILES
 
     files = ["summary.json", *(f"{label}/seed{seed}/{name}" for label, seed in runs for name in FILES)]
     unfinished = [f"{label}/seed{seed}/{name}" for label, seed in runs for name in UNFINISHED_FILES]
+    jobs = {f"{label}/seed{seed}": {"label": label, "seed": seed} for label, seed in runs}
     with (
-        _begun(out, work, [*files, *unfinished]) if leads else nullcontext(),
+        _begun(out, work, [*files, *unfinished, "submitit/"]) if leads else nullcontext(),
         plan.progress_bar(steps, shown=leads) as bar,
-        launch.in_workers(train, runs, workers, experiment.threads, bar) if workers > 1 else nullcontext(train) as run,
+        closing(executor.results(train, jobs, work / "submitit", bar)) as trained,
     ):
-        summary = _train_all(experiment, seeds, run, bar, leads)
+        summary = _summarise(experiment, seeds, trained, bar, leads)
         if leads:
             write_json(work / "summary.json", summary)
+            if options["records"] is not None:
+                finished = [Run(work / label / f"seed{seed}") for label, seed in runs]
+                write_json_lines(options["records"], [run.record() for run in finished])
             outputs.clear(work, keep=files)  # of what a killed or different training left
             outputs.replace(work, out)
     return 0
@@ -125,8 +141,9 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     except ArgumentError as error:
         raise not_understood(error, parser) from None
     shared = _shared(Path("params.yaml"))
-    default = {"scale": shared["scale"], "seeds": shared["seeds"], "out": None, "workers": None}
+    default = {"scale": shared["scale"], "seeds": shared["seeds"], "out": None, "records": None}
     options = default | {key: given.pop(key) for key in ("config", *default) if key in given}
+    options["where"] = _where({key: given.pop(key) for key in WHERE if key in given}, shared["fit"])
     seeds = options["seeds"] = typed(options["seeds"], list[Seed], "seeds")
     if not seeds or len(set(seeds)) < len(seeds):
         raise SkipformError(f"seeds: {shown(seeds)}; accepted: one or more different whole numbers from 0 on")
@@ -137,10 +154,24 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     return options, given, storage
 
 
+def _where(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Where the runs are trained: the options of the command line and, for the others, those of params.yaml."""
+    check_keys(shared, WHERE, "params.yaml: fit")
+    stated = {key: typed(value, WHERE[key], f"params.yaml: fit.{key}") for key, value in shared.items()}
+    for key, text in given.items():
+        value = text
+        if key in ("devices", "slurm"):
+            value = yaml_value(f"[{text}]" if key == "devices" else text)
+        stated[key] = typed(value, WHERE[key], f"--{key}")
+    return stated
+
+
 def _shared(params: Path) -> dict[str, Any]:
-    """The scale and the seeds that a params.yaml states for all experiments; without one, embedded and [0]."""
+    """The scale, the seeds and the options that a params.yaml states for all experiments; without one, embedded, [0]
+    and none."""
     shared = fields(read_yaml(params), {}, params) if params.is_file() else {}
-    return fields({"scale": "embedded", "seeds": [0]} | shared, {"scale": str, "seeds": list}, params)
+    hints = {"scale": str, "seeds": list, "fit": dict}
+    return fields({"scale": "embedded", "seeds": [0], "fit": {}} | shared, hints, params)
 
 
 def _add_own_options(parser: argparse.ArgumentParser) -> None:
@@ -151,25 +182,35 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", help="one run each; by default those of params.yaml, or 0")
     parser.add_argument("--out", type=str, metavar="DIR", help="by default runs/<folder of FILE>/<name of FILE>")
+    parser.add_argument("--records", type=str, metavar="FILE", help="a .jsonl file, by default none")
     parser.add_argument("--threads", type=int, help="CPU threads; 0 leaves the number to torch")
     parser.add_argument(
-        "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, otherwise 1"
+        "--workers", type=int, help="runs at once, one process each; by default cores / threads on a CPU, or one a GPU"
+    )
+    parser.add_argument("--devices", type=str, metavar="0,1,...", help="the GPUs of the workers; by default all")
+    parser.add_argument("--executor", choices=("local", "submitit"), help="local processes, or a SLURM cluster")
+    parser.add_argument(
+        "--slurm", type=str, metavar="{KEY: VALUE, ...}", help="parameters of submitit, such as slurm_partition"
     )
     parser.add_argument("--backbone_weights", type=str, help="random or imagenet, which --data.download true fetches")
     parser.add_argument("--wandb", type=str, help="auto (online with a key, else offline), online, offline or disabled")
 
 
-def _train_all(experiment: "Experiment", seeds: Seeds, run: Trained, bar: "tqdm", leads: bool) -> dict[str, Any]:
-    """Train every variant with every seed, report its score and return the summary."""
+def _summarise(
+    experiment: "Experiment", seeds: Seeds, trained: Iterator[tuple[str, dict[str, Any]]], bar: "tqdm", leads: bool
+) -> dict[str, Any]:
+    """Wait for the metrics of all runs, VARIANT/seedK, report the score of every variant and return the summary."""
     from skipform.runs import further, summary_of
     from skipform.training.journal import label_of
 
-    summary = {}
-    for i, label in enumerate(experiment.variants, 1):
-        done = []
-        for seed in seeds:
-            bar.set_description(f"{label} ({i} of {len(experiment.variants)}), seed {seed}")
-            done.append(run(label, seed, bar))
+    summary, metrics, runs = {}, dict[str, dict[str, Any]](), len(experiment.variants) * len(seeds)
+    bar.set_description(f"{experiment.name}, 0 of {runs} runs")
+    for label in experiment.variants:
+        names = [f"{label}/seed{seed}" for seed in seeds]
+        while not metrics.keys() >= set(names):
+            metrics |= [next(trained)]
+            bar.set_description(f"{experiment.name}, {len(metrics)} of {runs} runs")
+        done = [metrics[name] for name in names]
         summary[label] = summary_of(seeds, done)
         name, unit = done[0]["shown"]
         score = summary[label][f"test_{name}"]

@@ -16,10 +16,10 @@ from skipform import outputs, results
 from skipform.arguments import Count, Factor, Seed
 from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml
-from skipform.runs import Run, data_root, summary_of
+from skipform.runs import FILES, Run, data_root, summary_of
 from skipform.training import launch, plan
 from skipform.training.experiment import Experiment, read
-from skipform.training.run import FILES, UNFINISHED_FILES
+from skipform.training.run import UNFINISHED_FILES
 
 # For --trial: one step on the CPU with a batch of two images, in place of the papers' recipes.
 TRIAL = {

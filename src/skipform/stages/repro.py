@@ -5,25 +5,19 @@ DVC says which stages there are and which are out of date, and runs each of them
 """
 
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
-from skipform.errors import SkipformError, one_line
-from skipform.files import fields, read_json, read_yaml, write_json, write_text
-from skipform.recovery import recover
+from skipform.errors import SkipformError
+from skipform.files import fields, read_json, read_yaml, write_json
+from skipform.pipeline import Graph, Outcome, ask, prepare, recover, reproduce, stages
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
-Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
 
 
 def main(*, force: bool = False, jobs: int = 0) -> int:
@@ -33,14 +27,10 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
         force: Run the stages that are up to date too.
         jobs: Stages that run at once; by default 2 where the scale trains on the CPU, otherwise 1.
     """
-    if not Path("dvc.yaml").is_file():
-        raise SkipformError("no dvc.yaml in this folder; accepted: the top folder of a checkout of the project")
-    if shutil.which("dvc") is None:
-        raise SkipformError("no program dvc on the PATH; accepted: `make repro`, or an active environment that has dvc")
-    _recover()
+    prepare()
     with ThreadPoolExecutor() as pool:
-        changed = pool.submit(_ask, "status", "--json")
-        graph = stages(_ask("dag", "--dot"))
+        changed = pool.submit(ask, "status", "--json")
+        graph = stages(ask("dag", "--dot"))
     if not graph:
         raise SkipformError("dvc.yaml: it has no stages; accepted: the pipeline of a checkout of the project")
     out_of_date = set(graph) if force else with_descendants(graph, json.loads(changed.result()))
@@ -48,14 +38,6 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
         print(f"all {len(graph)} stages are up to date")
         return 0
     return _run(graph, out_of_date, jobs or default_jobs(), force)
-
-
-def stages(dot: str) -> Graph:
-    """The stages and what they depend on, from what `dvc dag --dot` prints."""
-    graph: Graph = {name: set() for name in re.findall(r'^"([^"]+)";', dot, re.MULTILINE)}
-    for before, after in re.findall(r'^"([^"]+)" -> "([^"]+)";', dot, re.MULTILINE):
-        graph[after].add(before)
-    return graph
 
 
 def with_descendants(graph: Graph, names: Iterable[str]) -> set[str]:
@@ -92,7 +74,7 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
                     print(
                         f"== stage {len(graph) - len(waiting)} of {len(graph)}: {name}, {gone} gone{known}", flush=True
                     )
-                    running[pool.submit(_reproduce, name, force, jobs == 1)] = name
+                    running[pool.submit(reproduce, name, force, jobs == 1)] = name
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     name, outcome = running.pop(done), done.result()
                     print(outcome.output, end="", flush=True)
@@ -114,62 +96,10 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
                 process.terminate()
             raise
         finally:
-            _recover()
+            recover()
     if failed < 0:
         print("skipform repro: dvc was killed; the same command goes on", file=sys.stderr)
     return int(failed != 0)
-
-
-def _recover() -> None:
-    """Put right what a killed dvc has left, and say so."""
-    for line in recover():
-        print(f"skipform repro: {line}", file=sys.stderr)
-
-
-class Outcome(NamedTuple):
-    """What became of a stage."""
-
-    status: int
-    ran: bool  # or it was up to date, as its dependencies are the same after all
-    seconds: float
-    output: str
-
-
-def _reproduce(name: str, force: bool, alone: bool) -> Outcome:
-    """Run one stage. Its output is printed as it comes if it runs alone; otherwise it is returned."""
-    # Another stage may hold DVC's lock for a moment, while it takes the digests of its outputs.
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
-    start, lines = time.monotonic(), []
-    errors = None if alone else subprocess.STDOUT
-    environment = _environment()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1, env=environment) as dvc:
-        for line in dvc.stdout or ():
-            lines.append(line)
-            if alone:
-                print(line, end="", flush=True)
-    output = "".join(lines)
-    ran = "Running stage" in output
-    return Outcome(dvc.returncode, ran, round(time.monotonic() - start, 1), "" if alone else output)
-
-
-def _ask(*arguments: str) -> str:
-    """What DVC prints to `dvc ARGUMENTS`."""
-    command = ["dvc", "--wait-for-lock", *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, env=_environment())
-    if answer.returncode:
-        reason = one_line(answer.stderr, 1000) if answer.stderr.strip() else f"exit status {answer.returncode}"
-        raise SkipformError(f"dvc {' '.join(arguments)}: {reason}")
-    return answer.stdout
-
-
-def _environment() -> dict[str, str]:
-    """The environment for dvc. Outside a git repository, such as in an archive, a setting must tell it that."""
-    here = Path.cwd()
-    if any((folder / ".git").exists() for folder in (here, *here.parents)):
-        return dict(os.environ)
-    settings = Path("build/dvc/config")
-    write_text(settings, "[core]\n    no_scm = true\n")
-    return os.environ | {"DVC_SYSTEM_CONFIG_DIR": str(settings.parent.absolute())}
 
 
 def _seconds() -> dict[str, float]:

@@ -8,6 +8,7 @@ After an introduction in comments, an experiment file holds
     optimizer:  arguments of `Optimizer`         trainer:    arguments of `run.build_trainer`
     threads:    CPU threads, 0 for torch's own   wandb:      auto, online, offline, disabled
     backbone_weights:   of the backbones before training: random, or imagenet, see `training.weights`
+    comparisons:        of the trained nets, announced before they are measured, see `comparisons`
     smoke:, embedded:, paper:   any of these keys, for one scale only
 
 and ../scale/<scale>.yaml holds the values that all experiments share at a scale. Of several values for one key the last
@@ -23,8 +24,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from skipform import data, nets, tasks
+from skipform import comparisons, data, nets, tasks
 from skipform.arguments import Threads, arguments, check_keys, complete, typed
+from skipform.comparisons import Comparison
 from skipform.errors import SkipformError, shown
 from skipform.files import check_scale, read_yaml
 from skipform.runs import LABEL
@@ -54,6 +56,7 @@ class Experiment:
     threads: int
     wandb: Literal["auto", "online", "offline", "disabled"]
     backbone_weights: Literal["random", "imagenet"]
+    comparisons: list[Comparison]
 
 
 def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -94,6 +97,7 @@ _TOP = {
     "threads": Threads,
     "wandb": Literal["auto", "online", "offline", "disabled"],
     "backbone_weights": Literal["random", "imagenet"],
+    "comparisons": list,
 }
 
 
@@ -133,6 +137,7 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
         backbone_weights=typed(
             given.get("backbone_weights", "random"), _TOP["backbone_weights"], f"{where}: backbone_weights"
         ),
+        comparisons=comparisons.read(given.get("comparisons", []), list(map(str, variants)), f"{where}: comparisons"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Everything that starts processes: runs in parallel, one run on several devices, a grid of measurements.
+"""What is given to an executor: the runs of an experiment, a grid of measurements; and one run on several devices.
 
 Lightning is imported only in the functions that need it, because measuring does not.
 
@@ -9,33 +9,24 @@ computes only the missing ones.
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import threading
-import time
 import traceback
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, as_completed, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from multiprocessing import forkserver
+from contextlib import closing, contextmanager
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from skipform import outputs
-from skipform.errors import SkipformError, one_line, shown
+from skipform.errors import SkipformError, one_line
 from skipform.files import defined, digest_of, fields, fingerprint, read_json, write_json
 from skipform.runs import finished
+from skipform.training.executor import KILLED, Executor, Kind, leave_signals_to_the_parent, signals_blocked
 
 if TYPE_CHECKING:
     from skipform.training.experiment import Experiment
@@ -58,62 +49,72 @@ def rank() -> int:
     return 0
 
 
-def configure_process(threads: int) -> None:
-    """Set what every process that trains needs: its number of threads (0: torch's own), no messages of Lightning."""
-    if threads:
-        torch.set_num_threads(threads)
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
+def executor_for(
+    experiment: "Experiment",
+    runs: int,
+    *,
+    executor: Kind = "local",
+    workers: int | None = None,
+    devices: tuple[int, ...] | None = None,
+    slurm: dict[str, Any] | None = None,
+) -> Executor:
+    """Where the runs of an experiment are trained, by default in local processes, at most `runs` of them at once:
+    cores / threads on a CPU with a fixed number of threads, or one for each of several GPUs.
+
+    devices: the numbers of the GPUs, among those that CUDA_VISIBLE_DEVICES lets this process see.
+
+    Raises:
+        SkipformError: one line, about an option that the experiment or this machine does not take.
+    """
+    trainer, cores = experiment.trainer, os.cpu_count() or 1
+    processes = trainer["devices"] * trainer["num_nodes"]
+    if workers is not None and (workers < 1 or (workers > 1 and processes > 1)):
+        raise SkipformError(
+            f"--workers: {workers}; accepted: 1 or more, and 1 where each run has {processes} processes"
+        )
+    if executor == "submitit":
+        if processes > 1 or workers or devices:
+            option = f"trainer.devices: {processes}" if processes > 1 else "--workers" if workers else "--devices"
+            raise SkipformError(f"{option}: not with --executor submitit, whose jobs are one process and one GPU each")
+        gpus = {} if trainer["accelerator"] == "cpu" else {"gpus_per_node": 1}
+        return Executor("submitit", threads=experiment.threads, slurm=gpus | (slurm or {}))
+    if slurm:
+        raise SkipformError("--slurm: for --executor submitit; accepted: both, or neither")
+    visible = visible_devices() if trainer["accelerator"] in ("auto", "gpu") and processes == 1 else ()
+    if devices is not None:
+        names = _names(devices, visible, trainer["accelerator"], processes)
+    else:
+        names = visible if min(len(visible), runs) > 1 and workers != 1 else ()
+    if names:
+        workers = min(workers or len(names), runs)
+        return Executor(
+            workers=workers, devices=names, fresh=True, threads=experiment.threads or max(1, cores // workers)
+        )
+    on_cpu = trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
+    workers = min(workers or (cores // experiment.threads if on_cpu else 1) or 1, runs)
+    return Executor(workers=workers, forked=trainer["accelerator"] == "cpu", threads=experiment.threads)
 
 
-def worker_count(given: int | None, experiment: "Experiment", runs: int) -> int:
-    """The number of runs to train in parallel: `given`, or by default cores / threads if the runs are on a CPU with a
-    fixed number of threads, otherwise one; at most `runs`."""
-    processes = experiment.trainer["devices"] * experiment.trainer["num_nodes"]
-    if given is not None and (given < 1 or (given > 1 and processes > 1)):
-        raise SkipformError(f"--workers: {given}; accepted: 1 or more, and 1 where each run has {processes} processes")
-    on_cpu = experiment.trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
-    return min(given or ((os.cpu_count() or 1) // experiment.threads if on_cpu else 1) or 1, runs)
+def visible_devices() -> tuple[str, ...]:
+    """The GPUs that torch sees, by the names that CUDA_VISIBLE_DEVICES has for them. CUDA stays unused in this process,
+    because device_count asks the driver."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(given.split(",") if given else map(str, range(count)))[:count]
 
 
-Train = Callable[[str, int, Any], dict[str, Any]]  # variant, seed, progress bar -> metrics
-KILLED = "a worker was killed, perhaps because memory ran out; the same command resumes"
-
-
-@contextmanager
-def in_workers(train: Train, runs: list[tuple[str, int]], workers: int, threads: int, bar: tqdm) -> Iterator[Train]:
-    """Start `train` for all `runs` in `workers` processes. Yields a function that waits for one run and returns its
-    metrics; meanwhile the bar shows the steps of all runs. The first failure, or Ctrl-C, kills all workers."""
-    # A forked worker does not repeat the imports of this process, which take seconds; only on Linux is forking
-    # reliable.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "forkserver")
-    counters = context.RawArray("q", 2 * len(runs))
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (threads, counters))
-    steps = bar.total
-
-    def wait_for_run(label: str, seed: int, bar: tqdm) -> dict[str, Any]:
-        done = False
-        while not done:
-            ended, _ = wait(jobs.values(), timeout=0.1, return_when=FIRST_EXCEPTION)
-            for job in ended:
-                job.result()  # raises what the run raised
-            done = jobs[label, seed].done()
-            bar.total = steps + sum(counters[::2])
-            bar.update(sum(counters[1::2]) - bar.n)
-        return jobs[label, seed].result()
-
-    try:
-        with _signals_blocked():
-            jobs = {run: pool.submit(_train_in_worker, train, *run, i) for i, run in enumerate(runs)}
-        yield wait_for_run
-    except BaseException as failure:
-        _kill_workers()
-        if isinstance(failure, BrokenProcessPool):
-            raise SkipformError(f"{KILLED}, also with fewer --workers") from None
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _names(devices: tuple[int, ...], visible: tuple[str, ...], accelerator: str, processes: int) -> tuple[str, ...]:
+    """The names of the GPUs with these numbers."""
+    given = f"--devices {','.join(map(str, devices))}"
+    if accelerator not in ("auto", "gpu") or processes > 1:
+        runs = f"{processes} processes a run" if processes > 1 else f"trainer.accelerator {accelerator}"
+        raise SkipformError(f"{given}: {runs}; accepted: runs of one process on a GPU")
+    if not visible:
+        raise SkipformError(f"{given}: no GPU is visible to torch; accepted: a machine with GPUs, or no --devices")
+    if not devices or len(set(devices)) < len(devices) or not set(devices) <= set(range(len(visible))):
+        accepted = ", ".join(map(str, range(len(visible))))
+        raise SkipformError(f"{given}; accepted: one or more different numbers of GPUs, of {accepted}")
+    return tuple(visible[number] for number in devices)
 
 
 Job = TypeVar("Job")
@@ -122,112 +123,18 @@ Job = TypeVar("Job")
 def side_by_side(
     function: Callable[[Job], Any], jobs: list[Job], workers: int, end: float
 ) -> Iterator[tuple[Job, bool]]:
-    """Do function(job) for the jobs, in order, `workers` of them at once, each in a process of its own, so that a GPU's
-    memory is free again afterwards. Yields a job when it has ended, and whether it has succeeded; a failed one has
-    written a line to standard error. When time.monotonic() is `end`, the jobs that still run are killed.
+    """Do function(job=job) for the jobs, in order, `workers` of them at once, each in a process of its own, so that a
+    GPU's memory is free again afterwards. Yields a job when it has ended, and whether it has succeeded; a line about a
+    failed one is written to standard error. When time.monotonic() is `end`, the jobs that still run are killed.
 
     function: importable by its name. The cores are divided among the workers.
     """
-    context = _forkserver(function)  # no device is in use in it
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    waiting, running = deque(jobs), dict[Any, tuple[Job, Any]]()
-    try:
-        while (waiting or running) and (left := end - time.monotonic()) > 0:
-            while waiting and len(running) < workers:
-                job = waiting.popleft()
-                process = context.Process(target=_alone, args=(function, job, threads))
-                process.start()
-                running[process.sentinel] = job, process
-            for sentinel in wait_for(list(running), timeout=left):
-                job, process = running.pop(sentinel)
-                process.join()
-                yield job, process.exitcode == 0
-    finally:
-        for _, process in running.values():
-            process.kill()
-            process.join()
-
-
-def _alone(function: Callable[[Job], Any], job: Job, threads: int) -> None:
-    _leave_signals_to_the_parent()
-    configure_process(threads)
-    try:
-        function(job)
-    except (SkipformError, torch.OutOfMemoryError) as failure:
-        sys.exit(one_line(failure))
-
-
-class WorkerProgress:
-    """A worker's progress bar: two counters of its run, which `in_workers` adds up."""
-
-    counters: ClassVar[Any]  # of every run: the change of its total number of steps, and the steps done
-
-    def __init__(self, run: int) -> None:
-        self.run = run
-
-    @property
-    def total(self) -> int:
-        return self.counters[2 * self.run]
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self.counters[2 * self.run] = value
-
-    def update(self) -> None:
-        self.counters[2 * self.run + 1] += 1
-
-    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
-        pass
-
-    def write(self, text: str, file: TextIO) -> None:
-        print(text, file=file, flush=True)
-
-
-def _kill_workers() -> None:
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-def _train_in_worker(train: Train, label: str, seed: int, run: int) -> dict[str, Any]:
-    return train(label, seed, WorkerProgress(run))
-
-
-def _start_worker(threads: int, counters: Any) -> None:
-    _leave_signals_to_the_parent()
-    configure_process(threads)
-    WorkerProgress.counters = counters
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the end. A process that is started meanwhile begins with them blocked."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _forkserver(function: Callable[..., Any]) -> Any:
-    """A context whose processes import the module of `function` once for all, and fork before any thread exists."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
-    with _signals_blocked():  # Ctrl-C during the imports is for this process alone
-        forkserver.ensure_running()
-    return context
-
-
-def _leave_signals_to_the_parent() -> None:
-    """Let a worker ignore Ctrl-C, which is for the process that started it, and end when that process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
-
-    def exit_with_parent() -> None:
-        wait_for([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    executor = Executor(workers=workers, fresh=True, threads=max(1, (os.cpu_count() or 1) // workers))
+    named = {str(number): {"job": job} for number, job in enumerate(jobs)}
+    for name, outcome in executor.outcomes(function, named, Path(), until=end):
+        if outcome.error:
+            print(one_line(outcome.error), file=sys.stderr, flush=True)
+        yield jobs[int(name)], outcome.error is None
 
 
 def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, nodes: int) -> int:
@@ -244,7 +151,7 @@ def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, 
     arguments = (main, argv, devices, find_free_network_port(), failures)
     ranks = [context.Process(target=_start_rank, args=(rank, *arguments)) for rank in range(devices)]
     try:
-        with _signals_blocked():
+        with signals_blocked():
             for process in ranks:
                 process.start()
         running: dict[Any, Any] = {process.sentinel: process for process in ranks}
@@ -268,7 +175,7 @@ def on_devices(main: Callable[[list[str]], int], argv: list[str], devices: int, 
 def _start_rank(
     rank: int, main: Callable[[list[str]], int], argv: list[str], processes: int, port: int, failures: Any
 ) -> None:
-    _leave_signals_to_the_parent()
+    leave_signals_to_the_parent()
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "skipform"}
     os.environ |= {key: str(value) for key, value in (ranks | where).items()}
@@ -280,7 +187,6 @@ def _start_rank(
         sys.exit(1)
 
 
-Executor = Literal["local", "submitit"]
 Cell = dict[str, Any]
 
 
@@ -291,7 +197,7 @@ def run_grid(
     *,
     digest: str,
     title: str,
-    executor: Executor = "local",
+    executor: Kind = "local",
     workers: int | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> list[Any]:
@@ -304,9 +210,16 @@ def run_grid(
     paths = [folder / f"{_key(cell, digest)}.json" for cell in cells]
     outputs.mark(folder, [*(path.name for path in paths), "submitit/"])
     results = {path: result for path in paths if (result := _stored(path)) is not None}
-    missing = {path: cell for path, cell in zip(paths, cells, strict=True) if path not in results}
-    with tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar:
-        for path, result in _run_cells(function, missing, folder, executor, workers, slurm or {}):
+    missing = {_name(cell): (path, cell) for path, cell in zip(paths, cells, strict=True) if path not in results}
+    jobs = {name: cell for name, (_, cell) in missing.items()}
+    workers = min(workers or os.cpu_count() or 1, len(missing))
+    where = Executor(executor, workers=workers, slurm=slurm or {})
+    with (
+        tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar,
+        closing(where.results(function, jobs, folder / "submitit")) as ended,
+    ):
+        for name, result in ended:
+            path, _ = missing[name]
             results[path] = defined(result)
             write_json(path, {"result": results[path], "sha256": digest_of(results[path])})
             bar.update()
@@ -322,51 +235,9 @@ def _stored(path: Path) -> Any:
     return stored["result"] if stored["sha256"] == digest_of(stored["result"]) else None
 
 
-def _run_cells(
-    function: Callable[..., Any],
-    missing: dict[Path, Cell],
-    folder: Path,
-    executor: Executor,
-    workers: int | None,
-    slurm: dict[str, Any],
-) -> Iterator[tuple[Path, Any]]:
-    workers = min(workers or os.cpu_count() or 1, len(missing))
-    if executor == "local" and workers <= 1:
-        yield from ((path, function(**cell)) for path, cell in missing.items())
-    elif executor == "local":
-        with ProcessPoolExecutor(workers, _forkserver(function), _leave_signals_to_the_parent) as pool:
-            try:
-                submitted = {pool.submit(function, **cell): path for path, cell in missing.items()}
-                yield from ((submitted[job], job.result()) for job in as_completed(submitted))
-            except BaseException as failure:
-                pool.shutdown(wait=False, cancel_futures=True)
-                _kill_workers()
-                if isinstance(failure, BrokenProcessPool):
-                    raise SkipformError(f"{KILLED}, also with fewer --workers") from None
-                raise
-    elif missing:
-        import submitit
-
-        if shutil.which("srun") is None:  # submitit would start all jobs at once here
-            raise SkipformError("--executor submitit: no program srun on the PATH; accepted: a SLURM cluster, or local")
-        try:
-            cluster = submitit.AutoExecutor(folder / "submitit")
-            cluster.update_parameters(**({"timeout_min": 60} | slurm))
-        except (NameError, TypeError, ValueError, AssertionError, RuntimeError) as error:
-            raise SkipformError(f"--slurm {shown(slurm)}: {one_line(error, 1000)}") from error
-        jobs: list[Any] = []
-        try:
-            with cluster.batch():
-                batch = [cluster.submit(function, **cell) for cell in missing.values()]
-            jobs = batch
-            where = dict(zip(jobs, missing, strict=True))
-            yield from ((where[job], job.result()) for job in submitit.helpers.as_completed(jobs))
-        except BaseException as failure:
-            for job in jobs:
-                job.cancel(check=False)
-            if isinstance(failure, submitit.core.utils.UncompletedJobError):
-                raise SkipformError(f"a job of the cluster failed: {one_line(failure, 1000)}") from None
-            raise
+def _name(cell: Cell) -> str:
+    """What an error calls a cell: run=runs/survey/resnet/plain/seed0, when=final, slices=3."""
+    return ", ".join(f"{key}={value}" for key, value in cell.items())
 
 
 def _key(cell: Cell, digest: str) -> str:
@@ -379,7 +250,7 @@ def over_runs(
     folder: str,
     out: str,
     options: dict[str, Any],
-    executor: Executor,
+    executor: Kind,
     workers: int | None,
     slurm: dict[str, Any] | None,
     source: Path,
@@ -394,7 +265,7 @@ def over_runs(
     if not runs:
         raise SkipformError(f"{folder}: no finished runs (with summary.json) in it; `skipform fit` writes them")
     package = Path(__file__).parent.parent
-    trained = [run.provenance["fingerprint"] for run in runs]
+    trained = [run.checksums for run in runs]
     sources = {
         *package.glob("compiler/*.py"),
         *package.glob("measure/*.py"),

@@ -6,7 +6,8 @@ A run writes into its folder
     initial.safetensors   the net before training              final.safetensors   and after
     history.csv           per epoch and split: loss, scores    metrics.json        those of the last epoch
     provenance.json       commit, versions, hardware, times    (the only file that differs between two runs), and the
-                          checksums of all others and of itself
+                          checksum of all this
+    checksums.json        of all others but the provenance; written last, it marks the run as finished
 
 The scores are those of the task. Scores of "train" are computed while training, from the batches of the epoch; the
 others after each epoch, in evaluation mode.
@@ -47,7 +48,7 @@ from skipform.files import (
     write_text,
     write_yaml,
 )
-from skipform.runs import FILES, Run
+from skipform.runs import CHECKED, FILES, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
 from skipform.training import weights
@@ -117,7 +118,7 @@ def previous(folder: Path, digest: str, checkpoint: Path, bar: tqdm) -> tuple[di
     """
     earlier = Run(folder)
     try:
-        if (folder / "provenance.json").is_file() and earlier.provenance["fingerprint"] == digest:
+        if earlier.is_finished() and earlier.provenance["fingerprint"] == digest:
             earlier.check()
             return earlier.metrics, None
         if (begun := folder / "begun.json").is_file() and read_json(begun) == {"fingerprint": digest}:
@@ -154,14 +155,14 @@ def fit(trainer: Trainer, task: Task, module: LightningDataModule, checkpoint: P
 def write_results(
     folder: Path, config: dict[str, Any], net: nn.Module, journal: Journal, metrics: dict[str, Any], **origin: Any
 ) -> None:
-    """Write the files of a finished run. Its provenance, with `origin` in it, comes last and marks it as finished."""
+    """Write the files of a finished run, with `origin` in its provenance; the checksums mark it as finished."""
     save(net, folder / "final.safetensors")
     write_yaml(folder / "config.yaml", _plain(config))
     write_text(folder / "history.csv", _csv(journal.rows))
     write_json(folder / "metrics.json", metrics)
-    sums = {name: checksum(folder / name) for name in FILES if name != "provenance.json"}
-    provenance = origin | _provenance(journal.seconds) | {"sha256": sums}
+    provenance = origin | _provenance(journal.seconds)
     write_json(folder / "provenance.json", provenance | {"sha256_of_the_above": digest_of(provenance)})
+    write_json(folder / "checksums.json", {"sha256": {name: checksum(folder / name) for name in CHECKED}})
 
 
 class NoProfiler(PassThroughProfiler):
@@ -252,6 +253,10 @@ def fingerprint_of(config: dict[str, Any]) -> str:
     return fingerprint(config, closure(modules))
 
 
+# Pathspecs of git: all files of the project but those that the pipeline itself writes while it runs.
+_NOT_WRITTEN = (":/", *(f":(top,exclude){name}" for name in ("dvc.lock", "records", "measures")))
+
+
 def _provenance(seconds: float) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).is_file():
@@ -262,7 +267,8 @@ def _provenance(seconds: float) -> dict[str, Any]:
     in_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
         "commit": _git("rev-parse", "HEAD") if in_checkout else None,
-        "changed_since_commit": in_checkout and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "changed_since_commit": in_checkout
+        and bool(_git("status", "--porcelain", "--untracked-files=no", "--", *_NOT_WRITTEN)),
         "versions": versions(),
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",

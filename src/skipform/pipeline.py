@@ -1,0 +1,85 @@
+"""The pipeline of dvc.yaml, asked and run through DVC's own commands."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from skipform import recovery
+from skipform.errors import SkipformError, one_line
+from skipform.files import write_text
+
+Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
+
+
+def prepare() -> None:
+    """Put right what a killed dvc has left, and say so. Raises SkipformError where there is no pipeline, or no dvc."""
+    if not Path("dvc.yaml").is_file():
+        raise SkipformError("no dvc.yaml in this folder; accepted: the top folder of a checkout of the project")
+    if shutil.which("dvc") is None:
+        raise SkipformError("no program dvc on the PATH; accepted: `make repro`, or an active environment that has dvc")
+    recover()
+
+
+def recover() -> None:
+    """Put right what a killed dvc has left, and say so."""
+    for line in recovery.recover():
+        print(f"skipform: {line}", file=sys.stderr)
+
+
+def stages(dot: str) -> Graph:
+    """The stages and what they depend on, from what `dvc dag --dot` prints."""
+    graph: Graph = {name: set() for name in re.findall(r'^"([^"]+)";', dot, re.MULTILINE)}
+    for before, after in re.findall(r'^"([^"]+)" -> "([^"]+)";', dot, re.MULTILINE):
+        graph[after].add(before)
+    return graph
+
+
+class Outcome(NamedTuple):
+    """What became of a stage."""
+
+    status: int
+    ran: bool  # or it was up to date, as its dependencies are the same after all
+    seconds: float
+    output: str
+
+
+def reproduce(name: str, force: bool, alone: bool) -> Outcome:
+    """Run one stage. Its output is printed as it comes if it runs alone; otherwise it is returned."""
+    # Another stage may hold DVC's lock for a moment, while it takes the digests of its outputs.
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
+    start, lines = time.monotonic(), []
+    errors = None if alone else subprocess.STDOUT
+    variables = environment()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1, env=variables) as dvc:
+        for line in dvc.stdout or ():
+            lines.append(line)
+            if alone:
+                print(line, end="", flush=True)
+    output = "".join(lines)
+    ran = "Running stage" in output
+    return Outcome(dvc.returncode, ran, round(time.monotonic() - start, 1), "" if alone else output)
+
+
+def ask(*arguments: str) -> str:
+    """What DVC prints to `dvc ARGUMENTS`."""
+    command = ["dvc", "--wait-for-lock", *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if answer.returncode:
+        reason = one_line(answer.stderr, 1000) if answer.stderr.strip() else f"exit status {answer.returncode}"
+        raise SkipformError(f"dvc {' '.join(arguments)}: {reason}")
+    return answer.stdout
+
+
+def environment() -> dict[str, str]:
+    """The environment for dvc. Outside a git repository, such as in an archive, a setting must tell it that."""
+    here = Path.cwd()
+    if any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return dict(os.environ)
+    settings = Path("build/dvc/config")
+    write_text(settings, "[core]\n    no_scm = true\n")
+    return os.environ | {"DVC_SYSTEM_CONFIG_DIR": str(settings.parent.absolute())}

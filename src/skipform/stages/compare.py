@@ -1,0 +1,169 @@
+"""`skipform compare`: the numbers and verdicts committed in git next to those that this machine has found."""
+
+import html
+import io
+import json
+import statistics
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from skipform.errors import SkipformError, first_line
+from skipform.files import write_text
+from skipform.outputs import check_file
+
+FOLDERS = ("records", "measures")
+PATTERNS = ("records/*/*.jsonl", "measures/survey/*.json", "measures/claims/*.json")
+SURVEY = ("line_regions", "line_pieces", "jacobian_rank", "feature_rank", "functional_dimension")
+CLAIM = ("regions", "pieces", "jacobian_rank", "hidden_rank", "functional_dimension")
+VERDICT = ("claim", "measure", "when", "first", "second")
+COLUMNS = ["kind", "experiment", "variant", "number", "committed", "found", "is"]
+
+Key = tuple[str, str, str, str]  # kind, experiment, variant, number
+Files = Mapping[str, str]  # path -> text
+
+
+class Range(NamedTuple):
+    """A number over the seeds: its median, and the range from the lowest to the highest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.6g} ({self.low:.6g} to {self.high:.6g})"
+
+
+def main(*, revision: str = "HEAD", out: str | None = None) -> None:
+    """Compare what stands in records/ and measures/ with the state of these folders in a git revision.
+
+    A score or a measure is a median over the seeds. It is equal to the committed one, inside the committed range from
+    the lowest to the highest seed, or outside. A verdict is kept or turned. The table counts them; numbers outside and
+    turned verdicts are listed.
+
+    Args:
+        revision: The commit, branch or tag.
+        out: An HTML page with every number, for example build/compare.html.
+    """
+    if out is not None:
+        check_file(out, suffixes=[".html"])
+    before, now = committed(revision), working()
+    table = compared(before, now)
+    print(summary(table))
+    for row in table[table["is"].isin(["outside", "turned", "absent"])].itertuples(index=False):
+        print(f"{row[-1]}: {' / '.join(row[1:4])}: committed {row.committed}, found {row.found}")
+    if out is not None:
+        css = "<style>body { font-family: sans-serif } td, th { padding: 0.1em 0.6em; text-align: left }</style>"
+        title = f"The numbers of {html.escape(revision)} and those found"
+        head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{css}</head>'
+        counts, rows = (
+            t.astype(str).to_html(border=0, index=index) for t, index in ((counted(table), True), (table, False))
+        )
+        write_text(out, f"{head}<body>\n<h1>{title}</h1>\n{counts}\n{rows}\n</body></html>\n")
+
+
+def committed(revision: str) -> Files:
+    """The files of FOLDERS in a revision of git."""
+    command = ["git", "archive", "--format=tar", revision, "--", *FOLDERS]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError:
+        raise SkipformError(
+            "no program git on the PATH; accepted: a clone of the project, where git is installed"
+        ) from None
+    if done.returncode:
+        reason = first_line(RuntimeError(done.stderr.decode(errors="replace").strip()))
+        raise SkipformError(f"{revision}: {reason}; accepted: a revision of a clone that has {' and '.join(FOLDERS)}")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        files = {member.name: archive.extractfile(member) for member in archive if _is_read(Path(member.name))}
+        return {name: file.read().decode() for name, file in files.items() if file is not None}
+
+
+def working() -> Files:
+    """The files of FOLDERS in the working directory."""
+    paths = [path for folder in FOLDERS for path in sorted(Path(folder).rglob("*")) if _is_read(path)]
+    return {path.as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def _is_read(path: Path) -> bool:
+    return any(map(path.match, PATTERNS)) and not path.name.endswith(".metrics.json")  # a summary of another file
+
+
+def compared(before: Files, now: Files) -> pd.DataFrame:
+    """One row per number and verdict, in the order of the files; `is`: equal, inside, outside, kept, turned, absent."""
+    rows: list[tuple[Any, ...]] = []
+    old, new = dict(numbers(before)), dict(numbers(now))
+    for key, value in old.items():
+        found = new.get(key)
+        rows.append((*key, value, found or "nothing", _state(value, found)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _state(value: Range | str, found: Range | str | None) -> str:
+    if found is None:
+        return "absent"
+    if isinstance(value, Range) and isinstance(found, Range):
+        return "equal" if found == value else "inside" if value.low <= found.median <= value.high else "outside"
+    return "kept" if found == value else "turned"
+
+
+def numbers(files: Files) -> Iterator[tuple[Key, Range | str]]:
+    """Every score and measure with its range over the seeds, and every verdict."""
+    for name, text in sorted(files.items()):
+        path = Path(name)
+        try:
+            yield from _of_file(path, text)
+        except (ValueError, KeyError, TypeError) as error:
+            raise SkipformError(f"{name}: not as skipform writes it ({type(error).__name__}: {error})") from None
+
+
+def _of_file(path: Path, text: str) -> Iterator[tuple[Key, Range | str]]:
+    if path.suffix == ".jsonl":
+        runs = [json.loads(line) for line in text.splitlines()]
+        for run in runs[:1]:
+            score = f"test_{run['metrics']['shown'][0]}"
+            values = [{"variant": r["config"]["variant"], score: r["metrics"][score]} for r in runs]
+            yield from _ranges("score", path.stem, values, [score])
+        return
+    measured = json.loads(text)
+    claim = path.parent.name == "claims"
+    for when in ("initial", "final"):
+        rows = [
+            row | {"variant": f"{row['variant']} as {row['copy']}" if row.get("copy") else row["variant"]}
+            for row in measured["rows"]
+            if row["when"] == when
+        ]
+        yield from _ranges("measure", path.stem, rows, CLAIM if claim else SURVEY, f"{when} ")
+    for row in measured.get("comparisons", ()):
+        claim_name, measure, when, first, second = (row[key] for key in VERDICT)
+        yield ("verdict", claim_name, f"{first} : {second}", f"{when} {measure}"), row["outcome"]
+
+
+def _ranges(
+    kind: Literal["score", "measure"], experiment: str, rows: list[dict[str, Any]], columns: Any, prefix: str = ""
+) -> Iterator[tuple[Key, Range]]:
+    """The range of each column for each variant; columns without numbers are left out."""
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        for column in columns:
+            values = [row[column] for row in rows if row["variant"] == variant and row.get(column) is not None]
+            if values:
+                spread = Range(statistics.median(values), min(values), max(values))
+                yield (kind, experiment, variant, f"{prefix}{column}"), spread
+
+
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """How many numbers of each kind are equal, inside, ..."""
+    return pd.crosstab(table["kind"], table["is"]).rename_axis(index=None, columns=None)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """The counts in words, a line for each kind."""
+    lines = []
+    for kind, counts in counted(table).iterrows():
+        parts = [f"{count} {state}" for state, count in counts.items() if count]
+        lines.append(f"{counts.sum():4} {kind}s: {', '.join(parts)}")
+    return "\n".join(lines)

@@ -1,0 +1,207 @@
+"""Where runs are trained: the GPU of every worker, and options that the experiment or the machine does not take."""
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from skipform.errors import SkipformError
+from skipform.stages import cli
+from skipform.training.executor import Executor
+from skipform.training.launch import executor_for
+
+SEEN = """
+import os, time
+from pathlib import Path
+
+def seen(folder, others):
+    Path(folder, str(os.getpid())).touch()
+    while len(os.listdir(folder)) < others:  # until that many processes have been started
+        time.sleep(0.01)
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.getpid()
+"""
+
+
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    (tmp_path / "devices_seen.py").write_text(SEEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    import devices_seen
+
+    yield devices_seen.seen
+    del sys.modules["devices_seen"]
+
+
+def test_of_two_workers_each_sees_its_own_gpu_and_every_job_is_a_new_process(seen, tmp_path):
+    (tmp_path / "begun").mkdir()
+    jobs = {str(k): {"folder": str(tmp_path / "begun"), "others": min(k + 1, 2)} for k in (1, 0, 3, 2)}
+    executor = Executor(workers=2, devices=("3", "GPU-a7"), fresh=True)
+    results = dict(executor.results(seen, jobs, tmp_path / "jobs"))
+    assert {device for device, _ in results.values()} == {"3", "GPU-a7"}
+    assert len({process for _, process in results.values()}) == 4
+    assert results["0"][0] != results["1"][0]  # they ran at the same time
+
+
+SLOW = """
+import time
+from pathlib import Path
+
+def slow(log, gate):
+    with Path(log).open("a") as file:
+        file.write("begun ")
+    while not Path(gate).exists():
+        time.sleep(0.01)
+    with Path(log).open("a") as file:
+        file.write("ended ")
+"""
+
+
+def test_a_job_that_is_given_again_waits_for_the_one_that_still_runs(tmp_path, monkeypatch):
+    """A cluster goes on with its jobs when the command that has submitted them is killed."""
+    (tmp_path / "slow_jobs.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    log, gate, jobs = tmp_path / "log", tmp_path / "gate", tmp_path / "jobs"
+    program = textwrap.dedent(f"""
+        from pathlib import Path
+        from slow_jobs import slow
+        from skipform.training.executor import Executor
+        executor = Executor("submitit", slurm={{"cluster": "local"}})
+        arguments = {{"log": {str(log)!r}, "gate": {str(gate)!r}}}
+        print(list(executor.results(slow, {{"one/seed0": arguments}}, Path({str(jobs)!r}))))
+    """)
+    first = subprocess.Popen([sys.executable, "-c", program])
+    while not log.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    while sum("Starting" in path.read_text() for path in jobs.glob("*_log.out")) < 2:
+        assert second.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)  # in which it could begin
+    assert log.read_text() == "begun "
+    gate.touch()
+    assert second.communicate()[0].strip() == "[('one/seed0', None)]"
+    assert log.read_text() == "begun ended begun ended "
+
+
+def experiment(accelerator="auto", devices=1, threads=0):
+    trainer = {"accelerator": accelerator, "devices": devices, "num_nodes": 1}
+    return SimpleNamespace(trainer=trainer, threads=threads)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "devices"),
+    [
+        ({}, 4, ("0", "1", "2", "3")),
+        ({"devices": (2, 0)}, 2, ("2", "0")),
+        ({"devices": (1,)}, 1, ("1",)),
+        ({"devices": (1, 2), "workers": 6}, 6, ("1", "2")),  # three runs share a GPU
+        ({"workers": 1}, 1, ()),
+    ],
+)
+def test_by_default_every_gpu_trains_a_run(options, workers, devices, four_gpus):
+    executor = executor_for(experiment(), 9, **options)
+    assert (executor.workers, executor.devices, executor.fresh) == (workers, devices, bool(devices))
+
+
+def test_gpus_are_numbered_among_those_that_the_process_may_see(four_gpus, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert executor_for(experiment(), 9, devices=(1, 3)).devices == ("5", "7")
+
+
+def test_on_a_cpu_the_workers_are_the_cores(four_gpus, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert executor_for(experiment("cpu", threads=2), 9) == Executor(workers=4, forked=True, threads=2)
+    assert executor_for(experiment("cpu", threads=2), 3).workers == 3
+    assert executor_for(experiment("cpu"), 9).workers == 1  # with torch's own number of threads
+
+
+def test_a_job_of_a_cluster_has_a_gpu_unless_it_trains_on_the_cpu():
+    slurm = {"slurm_partition": "a"}
+    assert executor_for(experiment(), 9, executor="submitit", slurm=slurm).slurm == {"gpus_per_node": 1, **slurm}
+    assert executor_for(experiment("cpu"), 9, executor="submitit", slurm=slurm).slurm == slurm
+
+
+@pytest.mark.parametrize(
+    ("gpus", "trainer", "options", "says"),
+    [
+        (
+            0,
+            {},
+            {"devices": (0, 1)},
+            r"^--devices 0,1: no GPU is visible to torch; accepted: a machine with GPUs, or no",
+        ),
+        (
+            4,
+            {},
+            {"devices": (0, 4)},
+            r"^--devices 0,4; accepted: one or more different numbers of GPUs, of 0, 1, 2, 3$",
+        ),
+        (4, {}, {"devices": (1, 1)}, r"^--devices 1,1; accepted: one or more different"),
+        (4, {}, {"devices": ()}, r"^--devices ; accepted: one or more different"),
+        (4, {"accelerator": "cpu"}, {"devices": (0,)}, r"^--devices 0: trainer.accelerator cpu; accepted: runs of one"),
+        (4, {"devices": 2}, {"devices": (0,)}, r"^--devices 0: 2 processes a run; accepted: runs of one process"),
+        (4, {"devices": 2}, {"executor": "submitit"}, r"^trainer.devices: 2: not with --executor submitit"),
+        (4, {}, {"executor": "submitit", "workers": 2}, r"^--workers: not with --executor submitit"),
+        (4, {}, {"executor": "submitit", "devices": (0,)}, r"^--devices: not with --executor submitit"),
+        (4, {}, {"slurm": {"slurm_partition": "a"}}, r"^--slurm: for --executor submitit"),
+    ],
+)
+def test_what_experiment_and_machine_do_not_take_is_refused_in_one_line(gpus, trainer, options, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(SkipformError, match=says):
+        executor_for(experiment(**trainer), 9, **options)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder with one experiment."""
+    content = {
+        "variants": {"one": {"name": "mlp", "depth": 1, "width": 4}},
+        "data": {"name": "digits", "limit": 40},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "wandb": "disabled",
+    }
+    for name, value in {"scale/embedded.yaml": {}, "survey/some.yaml": content}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(yaml.safe_dump(value))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("params", "argv", "says"),
+    [
+        ("fit: {devices: [0]}", [], "--devices 0: trainer.accelerator cpu; accepted: runs of one process on a GPU"),
+        ("fit: {devices: 0}", [], "params.yaml: fit.devices: 0 is not accepted; accepted: tuple[int, ...]"),
+        ("fit: {gpus: 1}", [], "params.yaml: fit: unknown key 'gpus'; accepted: executor, workers, devices, slurm"),
+        ("fit: {executor: moon}", [], "fit.executor: 'moon' is not accepted; accepted: 'local' | 'submitit'"),
+        ("fit: {executor: submitit}", ["--executor", "local", "--workers", "0"], "--workers: 0; accepted: 1 or more"),
+        ("", ["--devices", "0,x"], "--devices: [0, 'x'] is not accepted; accepted: tuple[int, ...]"),
+        ("", ["--slurm", "{a"], "--slurm: '{a' is not accepted; accepted: dict[str, Any]"),
+        ("", ["--executor", "moon"], "--executor: invalid choice: 'moon'"),
+    ],
+)
+def test_a_wrong_place_for_the_runs_is_refused_before_any_work(params, argv, says, folder, capsys):
+    (folder / "params.yaml").write_text(params or "{}")
+    assert cli.main(["fit", "--config", "survey/some.yaml", "--scale", "embedded", *argv]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert says in err
+    assert not Path("runs").exists()
