@@ -208,7 +208,7 @@ def test_records_are_what_the_files_of_the_runs_hold(unkilled, tmp_path, monkeyp
     assert [line["config"] for line in lines] == [run.config for run in runs]
     assert [line["metrics"] for line in lines] == [run.metrics for run in runs]
     assert [pd.DataFrame(line["history"]).to_dict("records") for line in lines] == [run.history for run in runs]
-    monkeypatch.setattr(fit, "_train_all", lambda *_: 1 / 0)  # nothing is trained when the file is refused
+    monkeypatch.setattr(fit, "_summarise", lambda *_: 1 / 0)  # nothing is trained when the file is refused
     assert cli.main(["fit", *words[:-1], "records.csv"]) == 2
     assert "--records records.csv: unknown suffix '.csv'; accepted: .jsonl" in capsys.readouterr().err
 
