@@ -17,6 +17,14 @@ from skipform.errors import SkipformError
 FAILURES = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 
 
+def sums(name: str) -> dict[str, str]:
+    """File -> checksum of a set, from NAME.md5 or NAME.sha256 in this folder, which `md5sum -c` or `sha256sum -c` can
+    check inside the folder of the set."""
+    (file,) = (path for path in Path(__file__).parent.glob(f"{name}.*") if path.suffix in (".md5", ".sha256"))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {path: checksum for checksum, path in (line.split(maxsplit=1) for line in lines)}
+
+
 class Source:
     """Files below a folder, each of which can be fetched from its own address.
 

@@ -23,6 +23,7 @@ from skipform.files import fields, read_json, read_yaml, write_json, write_text
 from skipform.recovery import recover
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
+FIRST = "data"  # runs before all others, which do not depend on it: without the data nothing is begun
 Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
 
 
@@ -81,6 +82,7 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
         try:
             while running or (waiting and not failed):
                 ready = [] if failed else [name for name in waiting if not graph[name] & left]
+                ready = [FIRST] if FIRST in ready else [] if FIRST in running.values() else ready
                 for name in ready[: jobs - len(running)]:
                     waiting.remove(name)
                     known = (
