@@ -475,7 +475,7 @@ def test_what_arrives_altered_is_not_used(small, tmp_path, home, monkeypatch):
 
 def test_the_sums_of_images_are_those_of_torchvision():
     listed = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    assert sums("cifar10") == {file: md5 for file, md5 in listed}
+    assert sums("cifar10") == dict(listed)
     assert sums("fashion_mnist") == dict(FashionMNIST.resources)
 
 

@@ -1,9 +1,11 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
+import os
 import statistics
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import nn
 
@@ -17,7 +19,7 @@ from skipform.measure.program import Program
 from skipform.measure.rank import finite, points_within, ranks
 from skipform.nets import features
 from skipform.outputs import check_file
-from skipform.runs import Run, read_summary
+from skipform.runs import Run, finished, read_summary
 from skipform.training import launch
 
 
@@ -52,7 +54,7 @@ def main(
         memory: GiB for the Jacobian of the functional dimension and its decomposition. It is this number, and not the
             free memory of the machine, that decides how many images there are.
         executor: local processes, or submitit for a SLURM cluster.
-        workers: Local processes; one per core when not given.
+        workers: Local processes; when not given one per core, or fewer if the memory of the machine is not enough.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     if metrics is not None:
@@ -61,10 +63,22 @@ def main(
             raise SkipformError(f"--metrics {metrics}: the file of --out; accepted: another one")
     options = {"slices": slices, "batch": batch, "memory": memory}
     trained = read_summary(folder) if metrics is not None else {}
+    if executor == "local" and workers is None:
+        workers = processes(finished(folder), batch, memory)
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics is not None:
             write_json(metrics, summary(trained, rows))
+
+
+def processes(runs: list[Run], batch: int, memory: float) -> int:
+    """The number of processes that measure these runs at once: one per core, as long as the machine's memory is enough
+    for each of them. A process needs a GiB for itself, at most `memory` GiB for a Jacobian with its decomposition, and
+    as much again to derive it."""
+    rows = batch * max((run.config["net"].get("num_classes", 1) for run in runs), default=1)
+    jacobian = 2 * 8 * rows * max((run.metrics["parameters"] for run in runs), default=0)
+    needed = 2**30 + 2 * min(memory * 2**30, jacobian)
+    return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().total // needed)))
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
