@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skipform.data.catalogue import CATALOGUE
-from skipform.errors import SkipformError, shown
+from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml, write_json
 from skipform.outputs import check_file
 from skipform.stages.cli import not_understood
@@ -148,7 +148,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     try:
         options, unknown = parser.parse_known_args(argv)
         if unknown:
-            raise argparse.ArgumentError(None, f"unrecognized arguments: {' '.join(map(shown, unknown))}")
+            raise argparse.ArgumentError(None, f"unrecognized arguments: {' '.join(unknown)}")
     except argparse.ArgumentError as error:
         raise not_understood(error, parser) from None
     return options
