@@ -11,11 +11,11 @@ set is missing, after all that are have been listed with size, licence, source a
 
 import argparse
 import hashlib
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from skipform.data.catalogue import CATALOGUE
 from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml, write_json
 from skipform.outputs import check_file
@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
             print(f"{name}: fetched and checked, in {root}", flush=True)
             del missing[name]
     if missing:
-        _refuse([wanted[name] for name in missing], missing, scale, root, _repeated(options))
+        _print_table([wanted[name] for name in missing], missing, scale, root)
+        commands = " and ".join(_commands([wanted[name] for name in missing], options))
+        raise SkipformError(f"missing or damaged: {', '.join(missing)}; fetch them with {commands}")
     if options.out is not None:
         write_json(options.out, {"scale": scale, "sets": {name: record(one, root) for name, one in wanted.items()}})
     print(
@@ -55,38 +57,38 @@ def record(one: Needed, root: str) -> dict[str, Any]:
     return {"files": sums.count("\n"), "sha256": hashlib.sha256(sums.encode()).hexdigest()}
 
 
-def _refuse(sets: list[Needed], missing: dict[str, dict[Path, str]], scale: str, root: str, options: list[str]) -> None:
-    """Print all that is missing, and raise SkipformError with the commands that fetch it.
-
-    options: what a command has to repeat of the options of this one.
-    """
+def _print_table(sets: list[Needed], missing: dict[str, dict[Path, str]], scale: str, root: str) -> None:
+    """Print what is missing: its size, licence and source, and the experiments that need it."""
+    heads = ("data set", "size", "state", "licence", "source")
     rows = [
         (one.name, _bytes(one.entry.size), _state(missing[one.name]), one.entry.licence, one.entry.home) for one in sets
     ]
-    heads = ("data set", "size", "state", "licence", "source")
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     print(f"needed at scale {scale}, and not in the folder {root} (SKIPFORM_DATA names another one):\n")
     for row in (heads, *rows):
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print()
-    for one in sets:
-        print(f"  {one.name.ljust(widths[0])}  for {', '.join(dict.fromkeys(one.experiments)) or 'whoever asks'}")
-    print()
-    command = ["skipform", "data", *options, "--download"]
-    together = [one for one in sets if not one.entry.by_name]
-    commands = [(command, together)] if together else []
-    commands += [([*command[:2], one.name, *command[2:]], [one]) for one in sets if one.entry.by_name]
-    lines = [f"`{' '.join(command)}` ({_bytes(sum(one.entry.size for one in some))})" for command, some in commands]
-    raise SkipformError(f"missing or damaged: {', '.join(missing)}; fetch them with {' and '.join(lines)}")
+    for one in (one for one in sets if one.experiments):
+        print(f"  {one.name.ljust(widths[0])}  for {', '.join(dict.fromkeys(one.experiments))}")
+    print(flush=True)
 
 
-def _repeated(options: argparse.Namespace) -> list[str]:
-    """The names and options of a command that another one about the same files has to repeat."""
-    names = [name for name in options.names if name not in CATALOGUE or not CATALOGUE[name].by_name]
-    scale = ["--scale", options.scale] if options.scale and options.scale != _scale(Path("params.yaml")) else []
-    root = ["--root", options.root] if options.root else []
-    folders = ["--experiments", *options.experiments] if options.experiments != EXPERIMENTS else []
-    return [*names, *scale, *root, *folders]
+def _commands(sets: list[Needed], options: argparse.Namespace) -> list[str]:
+    """The commands that fetch the sets, each with the size of what it fetches: one for all that were asked for by name;
+    otherwise one for all that may be fetched without it, and one for each of the others."""
+    groups = [(options.names, sets)]
+    if not options.names:
+        together = [one for one in sets if not one.entry.by_name]
+        alone = [one for one in sets if one.entry.by_name]
+        groups = [([], together)] * bool(together) + [([one.name], [one]) for one in alone]
+    given = ["--scale", options.scale] if options.scale and options.scale != _scale(Path("params.yaml")) else []
+    given += ["--root", options.root] if options.root else []
+    given += ["--experiments", *options.experiments] if options.experiments != EXPERIMENTS else []
+    return [
+        f"`{shlex.join(['skipform', 'data', *names, *given, '--download'])}`"
+        f" ({_bytes(sum(one.entry.size for one in some))})"
+        for names, some in groups
+    ]
 
 
 def _state(damaged: dict[Path, str]) -> str:
