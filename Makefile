@@ -8,7 +8,7 @@ RUN := $(UV) run --quiet
 # Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: repro figures test lint smoke torture bench gpu-table notebooks derived
+.PHONY: repro figures test lint smoke rehearsal torture bench gpu-table notebooks derived
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
 	$(RUN) skipform repro
@@ -27,6 +27,9 @@ lint: $(UV)           ## format, rules, types
 
 smoke: $(UV)          ## the whole pipeline in a fresh copy at scale smoke, twice, compared byte by byte
 	$(RUN) pytest -m pipeline -n 0
+
+rehearsal: $(UV)      ## scale paper in a fresh copy, with small stand-ins of the data sets, every stage and net: on a CPU
+	$(RUN) python tests/rehearsal.py
 
 torture: $(UV)        ## the pipeline killed 50 times, on a full disk, twice at once, ...: takes an hour
 	$(RUN) python tests/torture.py

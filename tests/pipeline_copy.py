@@ -1,4 +1,4 @@
-"""A copy of the checkout at scale smoke, for the tests that run the whole pipeline."""
+"""A copy of the checkout at a small scale, for the tests that run the whole pipeline."""
 
 import hashlib
 import os
@@ -12,8 +12,8 @@ import yaml
 ROOT = Path(__file__).parents[1]
 
 
-def fresh_copy(folder):
-    """The tracked and the new files of the checkout in `folder`, as a repository of its own, at scale smoke."""
+def fresh_copy(folder, scale="smoke", seeds=(0, 1)):
+    """The tracked and the new files of the checkout in `folder`, as a repository of its own, at a scale."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
@@ -21,7 +21,7 @@ def fresh_copy(folder):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params |= {"scale": "smoke", "seeds": [0, 1], "claims": {"seeds": [0, 1]}}
+    params |= {"scale": scale, "seeds": [*seeds], "claims": {"seeds": [*seeds]}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     return folder

@@ -93,9 +93,7 @@ def cifar10(monkeypatch) -> SmallSet:
         content = content if count else {"label_names": list("abcdefghij")}
         files[f"cifar-10-batches-py/{name}"] = pickle.dumps(content)
         sums[name] = md5(files[f"cifar-10-batches-py/{name}"])
-    monkeypatch.setattr(CIFAR10, "train_list", [[f"data_batch_{i}", sums[f"data_batch_{i}"]] for i in range(1, 6)])
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums["batches.meta"]})
+    monkeypatch.setattr(images, "sums", lambda name: sums)
     images._read.cache_clear()
 
     def serve(folder, address, monkeypatch):
@@ -116,7 +114,7 @@ def fashion_mnist(monkeypatch) -> SmallSet:
             content = gzip.compress(bytes(head) + body.tobytes(), mtime=0)
             files[f"FashionMNIST/raw/{part}-{kind}-ubyte.gz"] = content
     raw = below("FashionMNIST/raw", files)
-    monkeypatch.setattr(FashionMNIST, "resources", [(name, md5(content)) for name, content in raw.items()])
+    monkeypatch.setattr(images, "sums", lambda name: {file: md5(content) for file, content in raw.items()})
     images._read.cache_clear()
 
     def serve(folder, address, monkeypatch):
@@ -133,7 +131,7 @@ def isbi2012(monkeypatch) -> SmallSet:
         files[f"isbi2012_unet/data/membrane/train/image/{i}.png"] = picture(slice_)
         files[f"isbi2012_unet/data/membrane/train/label/{i}.png"] = picture(mask)
     own = below("isbi2012_unet", files)
-    monkeypatch.setattr(masks, "_isbi_sums", lambda: {name: sha256(content) for name, content in own.items()})
+    monkeypatch.setattr(masks, "sums", lambda name: {file: sha256(content) for file, content in own.items()})
     masks._read.cache_clear()
 
     def serve(folder, address, monkeypatch):
@@ -178,7 +176,7 @@ def bccd(monkeypatch) -> SmallSet:
         )
         files[f"bccd/BCCD/Annotations/Blood_{i}.xml"] = f"<annotation>{objects}</annotation>".encode()
     own = below("bccd/BCCD", files)
-    monkeypatch.setattr(boxes, "_sums", lambda: {name: md5(content) for name, content in own.items()})
+    monkeypatch.setattr(boxes, "sums", lambda name: {file: md5(content) for file, content in own.items()})
     boxes._bccd.cache_clear()
 
     def serve(folder, address, monkeypatch):
@@ -225,7 +223,7 @@ VERSE = "".join(f"{i}: Speak, speak.\n" for i in range(60))
 
 def tiny_shakespeare(monkeypatch) -> SmallSet:
     files = {"tinyshakespeare/input.txt": VERSE.encode()}
-    monkeypatch.setattr(text, "SHA256", sha256(VERSE.encode()))
+    monkeypatch.setattr(text, "sums", lambda name: {"input.txt": sha256(VERSE.encode())})
     text._read.cache_clear()
 
     def serve(folder, address, monkeypatch):
@@ -243,13 +241,14 @@ VOCABULARY = {
 
 def multi30k(monkeypatch) -> SmallSet:
     """20 + 10 + 10 sentences of two languages."""
-    draw, files = random.Random(0), {}
+    draw, files, sums = random.Random(0), {}, {}
     parts = {"train": 20, "val": 10, "test_2016_flickr": 10}
     for (part, count), language in itertools.product(parts.items(), VOCABULARY):
         lines = [" ".join(draw.choices(VOCABULARY[language].split(), k=draw.randint(3, 30))) for _ in range(count)]
         content = "".join(f"{line}\n" for line in lines).encode()
         files[f"multi30k/{part}.{language}.gz"] = gzip.compress(content)
-        monkeypatch.setitem(translation.MULTI30K, f"{part}.{language}", sha256(content))
+        sums[f"{part}.{language}"] = sha256(content)
+    monkeypatch.setattr(translation, "sums", lambda name: sums)
     translation._read.cache_clear()
 
     def serve(folder, address, monkeypatch):

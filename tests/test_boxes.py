@@ -462,7 +462,7 @@ def test_a_missing_or_altered_file_of_an_archive_is_named(spoiled, bccd, tmp_pat
 
 
 def test_the_packages_sums_are_those_of_364_images_and_three_lists():
-    files = list(room._sums())
+    files = list(room.sums("bccd"))
     assert len({file for file in files if file.endswith(".jpg")}) == 364
     assert len({file for file in files if file.endswith(".xml")}) == 364
     assert len(files) == 731

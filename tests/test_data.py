@@ -12,6 +12,7 @@ import small_sets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.datasets import CIFAR10, FashionMNIST
 
 import skipform
 from skipform import data, tasks
@@ -19,6 +20,7 @@ from skipform.data.boxes import Augmentation, BoxBatches, BoxEpochs, Example
 from skipform.data.epochs import Epochs
 from skipform.data.images import SETS, ImageBatches, Images, in_class_order
 from skipform.data.masks import Tiles
+from skipform.data.source import sums
 from skipform.data.text import WindowEpochs, Windows
 from skipform.data.translation import PAD, PairBatches, PairEpochs
 from skipform.errors import SkipformError
@@ -469,6 +471,12 @@ def test_what_arrives_altered_is_not_used(small, tmp_path, home, monkeypatch):
         module_of(small, tmp_path, download=True).prepare_data()
     assert not (tmp_path / small.example).exists()
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_sums_of_images_are_those_of_torchvision():
+    listed = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+    assert sums("cifar10") == dict(listed)
+    assert sums("fashion_mnist") == dict(FashionMNIST.resources)
 
 
 # ---------------------------------------------------------------- images

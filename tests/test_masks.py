@@ -683,7 +683,7 @@ def test_pixel_and_rand_error_stand_in_metrics_line_and_published_row(isbi, tmp_
 
 
 def test_every_listed_slice_has_a_sum_and_there_are_thirty_of_each():
-    sums = module._isbi_sums()
+    sums = module.sums("isbi2012")
     assert set(sums) == {f"data/membrane/train/{kind}/{i}.png" for kind in ("image", "label") for i in range(30)}
     assert len(set(sums.values())) == 60
     assert {len(total) for total in sums.values()} == {64}

@@ -1,9 +1,12 @@
-"""The whole pipeline in a fresh copy at scale smoke: it completes, gives equal bytes twice, and reruns changes."""
+"""The whole pipeline in a fresh copy at scale smoke: it completes, gives equal bytes twice, and reruns changes. Three
+nets in a copy at scale paper, with small stand-ins of their data sets."""
 
 import re
+import subprocess
 
 import pytest
-from pipeline_copy import fresh_copy, made, run
+from pipeline_copy import environment, fresh_copy, made, run
+from rehearsal import rehearsal
 
 pytestmark = pytest.mark.pipeline
 
@@ -48,3 +51,25 @@ def test_two_forced_runs_are_byte_identical(copy):
     run(copy, "skipform", "repro", "--force")
     second = made(copy)
     assert {name for name in first | second if first.get(name) != second.get(name)} == set()
+
+
+def test_three_nets_at_scale_paper_train_on_stand_ins_and_are_measured(tmp_path, monkeypatch):
+    """`make rehearsal` does the same with every net and every stage."""
+    monkeypatch.setenv("SKIPFORM_DATA", "data")
+    copy = rehearsal(tmp_path / "skipform")
+    run(copy, "dvc", "repro", "fit@mlp", "fit_beyond@fpn", "fit_beyond@transformer", "measure@mlp")
+    assert (copy / "runs" / "survey" / "fpn" / "summary.json").is_file()
+    assert (copy / "runs" / "survey" / "transformer" / "summary.json").is_file()
+    assert (copy / "measures" / "survey" / "mlp.json").is_file()
+    assert not (copy / "build" / "data.json").exists()  # of these stages none needs all data sets
+
+
+def test_the_pipeline_at_scale_paper_stops_at_its_first_stage_and_names_all_data_sets(tmp_path):
+    copy = fresh_copy(tmp_path / "skipform", scale="paper", seeds=[0])
+    env = environment(copy) | {"SKIPFORM_DATA": "data"}
+    done = subprocess.run(["dvc", "repro"], cwd=copy, env=env, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert set(re.findall(r"Running stage '([^']+)'", done.stdout)) == {"data"}
+    for name in ("cifar10", "coco2017", "isbi2012", "multi30k", "tiny_shakespeare", "voc2012", "weights/vgg16"):
+        assert f"\n  {name} " in done.stdout
+    assert not (copy / "runs").exists()

@@ -43,16 +43,9 @@ def stored(tmp_path, monkeypatch):
             path.write_bytes(content)
         listed = {model: {"IMAGENET1K_V1": SimpleNamespace(url=(server / name).as_uri())}}
         monkeypatch.setattr(torchvision.models, "get_model_weights", listed.get)
-        monkeypatch.setattr(torchvision.datasets.utils, "download_url", copied)
         return str(root), path
 
     return store
-
-
-def copied(url: str, folder: str, name: str) -> None:
-    """In place of torchvision's download_url, which cannot read a file's address."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, name).write_bytes(Path(url.removeprefix("file://")).read_bytes())
 
 
 def randomised(model: nn.Module) -> nn.Module:

@@ -1,7 +1,8 @@
 """The data sets: one class per kind of data, one file each. SETS in that file lists the sets that the class reads.
 
     images.py   masks.py   boxes.py   text.py   translation.py      the kinds
-    module.py   epochs.py   source.py   scenes.py                   what they share
+    module.py   epochs.py   source.py   fetch.py   scenes.py        what they share
+    catalogue.py                                                    size, licence and home of the sets that are fetched
 
 This package is also the public function of that name: skipform.data("cifar10", root="data") is a data module for any
 Lightning Trainer. The classes themselves need no Lightning, so that a finished run is measured without importing it.
@@ -21,7 +22,7 @@ from skipform.errors import SkipformError
 if TYPE_CHECKING:
     from skipform.data.epochs import Loader
 
-SHARED = {"module", "epochs", "source", "scenes", "borders"}  # files that are not kinds of data
+SHARED = {"module", "epochs", "source", "fetch", "catalogue", "scenes", "borders"}  # files that are not kinds of data
 LOCAL = {"root", "download"}  # where this machine keeps the files: arguments that are not part of a run's config
 
 

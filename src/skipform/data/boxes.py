@@ -22,7 +22,7 @@ from skipform.arguments import Count, Range, Seed, Share, Size
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.module import DataModule
 from skipform.data.scenes import scenes
-from skipform.data.source import ArchiveSource, Source
+from skipform.data.source import ArchiveSource, Source, sums
 from skipform.errors import SkipformError
 
 # Number of classes; mean and standard deviation per channel of the training images scaled to [0, 1] (for COCO, as is
@@ -283,14 +283,8 @@ def _scenes(split: str, count: int, canvas: int, digits: tuple[int, int], size: 
     ]
 
 
-def _sums() -> dict[str, str]:
-    """File -> md5 sum, from bccd.md5, which `md5sum -c` can check inside the folder BCCD."""
-    lines = Path(__file__).with_name("bccd.md5").read_text(encoding="ascii").splitlines()
-    return {file: md5 for md5, file in (line.split(maxsplit=1) for line in lines)}
-
-
 def _bccd_source(root: Path) -> Source:
-    checksums = {f"BCCD/{file}": md5 for file, md5 in _sums().items()}
+    checksums = {f"BCCD/{file}": md5 for file, md5 in sums("bccd").items()}
     folder = root / "bccd"
     return ArchiveSource(folder, checksums, BCCD, inside="BCCD_Dataset-master", archive=folder / "BCCD.tar")
 

@@ -4,6 +4,7 @@ Letters: n images of a batch, N images of a split, c channels, h w height and wi
 """
 
 import gzip
+import pickle
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch.nn import functional
 from skipform.arguments import Count, Natural, Range, Seed
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.module import DataModule
-from skipform.data.source import ArchiveSource, Source
+from skipform.data.source import ArchiveSource, Source, sums
 from skipform.errors import SkipformError
 
 
@@ -36,6 +37,7 @@ SETS = {
     "cifar10": ImageSet(3, 32, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "fashion_mnist": ImageSet(1, 28, 10, (0.2860,), (0.3530,)),
 }
+CIFAR = "cifar-10-batches-py"
 
 
 class Images(DataModule):
@@ -104,14 +106,13 @@ class Images(DataModule):
         if self.name == "cifar10":
             from torchvision.datasets import CIFAR10
 
-            listed = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-            checksums = {f"{CIFAR10.base_folder}/{file}": md5 for file, md5 in listed}
+            checksums = {f"{CIFAR}/{file}": md5 for file, md5 in sums("cifar10").items()}
             yield ArchiveSource(self.folder, checksums, CIFAR10.url, md5=CIFAR10.tgz_md5)
         if self.name == "fashion_mnist":
             from torchvision.datasets import FashionMNIST
 
             folder = self.folder / "FashionMNIST" / "raw"
-            yield Source(folder, dict(FashionMNIST.resources), FashionMNIST.mirrors[0])
+            yield Source(folder, sums("fashion_mnist"), FashionMNIST.mirrors[0])
 
     def setup(self, stage: str | None = None) -> None:
         """Fill `pixels`."""
@@ -239,10 +240,8 @@ def _read(name: str, root: str) -> tuple[Part, Part]:
         train, test = np.sort(order[:-450]), np.sort(order[-450:])
         return (images[train], labels[train]), (images[test], labels[test])
     if name == "cifar10":
-        from torchvision.datasets import CIFAR10
-
-        parts = (CIFAR10(root, train=True), CIFAR10(root, train=False))
-        return tuple((part.data, np.array(part.targets, np.int64)) for part in parts)  # type: ignore[return-value]
+        files = ([f"data_batch_{i}" for i in range(1, 6)], ["test_batch"])
+        return tuple(_cifar_part([Path(root, CIFAR, file) for file in part]) for part in files)  # type: ignore[return-value]
     raw = Path(root) / "FashionMNIST" / "raw"
     return tuple(  # type: ignore[return-value]
         (
@@ -254,3 +253,10 @@ def _read(name: str, root: str) -> tuple[Part, Part]:
         )
         for part in ("train", "t10k")
     )
+
+
+def _cifar_part(files: list[Path]) -> Part:
+    """The images of some batches of CIFAR-10, pickled by Python 2; their checksums have been checked."""
+    batches = [pickle.loads(file.read_bytes(), encoding="latin1") for file in files]
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, np.concatenate([batch["labels"] for batch in batches]).astype(np.int64)

@@ -21,7 +21,7 @@ from skipform.data.epochs import Epochs, Loader
 from skipform.data.images import standardiser
 from skipform.data.module import DataModule
 from skipform.data.scenes import scenes
-from skipform.data.source import ArchiveSource, Source
+from skipform.data.source import ArchiveSource, Source, sums
 from skipform.errors import SkipformError
 
 
@@ -270,13 +270,7 @@ class Tiles(Loader):
 
 def _isbi(root: Path) -> Source:
     folder = root / "isbi2012_unet"
-    return Source(folder, _isbi_sums(), ISBI, archive=folder / "membrane.tar")
-
-
-def _isbi_sums() -> dict[str, str]:
-    """File -> sha256 sum of every file that is used."""
-    lines = Path(__file__).with_name("isbi2012.sha256").read_text(encoding="utf-8").splitlines()
-    return {file: checksum for checksum, file in (line.split() for line in lines)}
+    return Source(folder, sums("isbi2012"), ISBI, archive=folder / "membrane.tar")
 
 
 def _voc(root: Path, files: Iterable[str]) -> Source:

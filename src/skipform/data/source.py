@@ -1,5 +1,6 @@
 """The files of a data set: where they are, whether they are intact, and how they are fetched."""
 
+import gzip
 import hashlib
 import tarfile
 import zipfile
@@ -9,10 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from skipform.data.fetch import algorithm, fetch, has_digest
 from skipform.errors import SkipformError
 
 # No network, no space, another checksum, a file or an archive that cannot be unpacked.
 FAILURES = (OSError, RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
+
+
+def sums(name: str) -> dict[str, str]:
+    """File -> checksum of a set, from NAME.md5 or NAME.sha256 in this folder, which `md5sum -c` or `sha256sum -c` can
+    check inside the folder of the set."""
+    (file,) = (path for path in Path(__file__).parent.glob(f"{name}.*") if path.suffix in (".md5", ".sha256"))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {path: checksum for checksum, path in (line.split(maxsplit=1) for line in lines)}
 
 
 class Source:
@@ -100,21 +110,18 @@ class Source:
             self._download(self.url + file, file)
 
     def _download(self, url: str, file: str) -> None:
-        from torchvision.datasets.utils import download_url
+        path, checksum = self.folder / file, self.checksums[file]
 
-        path = self.folder / file
-        partial = path.with_name(f"{path.name}.part")
-        partial.unlink(missing_ok=True)  # download_url would take it for the file
+        def is_right(part: Path) -> bool:
+            try:
+                return digest(self.unpacked(part.read_bytes()), checksum or "") == checksum
+            except (gzip.BadGzipFile, EOFError, zlib.error):
+                return False
+
         try:
-            download_url(url, str(partial.parent), partial.name)
-            checksum = self.checksums[file]
-            if checksum and digest(self.unpacked(partial.read_bytes()), checksum) != checksum:
-                raise OSError("it has another checksum there")
-            partial.replace(path)
+            fetch(url, path, is_right if checksum else None)
         except FAILURES as error:
             raise SkipformError(f"{path}: could not be fetched from {url}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def unpacked(self, content: bytes) -> bytes:
         """The bytes of a file that its checksum is of: its content, unless a subclass decompresses it."""
@@ -149,15 +156,14 @@ class ArchiveSource(Source):
 
         The archive is removed afterwards, unless it existed before or files are read from it.
         """
-        from torchvision.datasets.utils import download_url, extract_archive
+        from torchvision.datasets.utils import extract_archive
 
-        archive = self.folder / Path(self.url).name
-        if self.md5 is None:
-            archive.unlink(missing_ok=True)  # download_url would take any file of that name for the archive
-        keep = archive.is_file() or archive == self.archive
+        archive, md5 = self.folder / Path(self.url).name, self.md5
+        present = md5 is not None and archive.is_file() and has_digest(archive, md5)
         folders = {Path(file).parts[0] for file in self.checksums}
         try:
-            download_url(self.url, str(self.folder), archive.name, self.md5)
+            if not present:
+                fetch(self.url, archive, None if md5 is None else lambda part: has_digest(part, md5))
             with TemporaryDirectory(dir=self.folder) as unpacked:
                 extract_archive(str(archive), unpacked)
                 inside = Path(unpacked, self.inside)
@@ -168,10 +174,10 @@ class ArchiveSource(Source):
         except FAILURES as error:
             first = self.folder / next(iter(files))
             raise SkipformError(f"{first}: could not be fetched from {self.url}: {error}") from error
-        if not keep:
+        if not present and archive != self.archive:
             archive.unlink()
 
 
 def digest(content: bytes, like: str) -> str:
     """The md5 sum of the content if `like` has 32 digits, otherwise as many first digits of its sha256 sum."""
-    return hashlib.new("md5" if len(like) == 32 else "sha256", content).hexdigest()[: len(like)]
+    return hashlib.new(algorithm(like), content).hexdigest()[: len(like)]

@@ -17,7 +17,7 @@ from torch import Tensor
 from skipform.arguments import Count, Range, Seed
 from skipform.data.epochs import Epochs, Loader
 from skipform.data.module import DataModule
-from skipform.data.source import Source
+from skipform.data.source import Source, sums
 from skipform.errors import SkipformError
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
@@ -25,7 +25,6 @@ OTHER, MASK = len(ALPHABET), len(ALPHABET) + 1
 UNASKED = -100  # the target where nothing is to be predicted; torch's cross-entropy ignores it
 
 SETS = ("python_topics", "tiny_shakespeare")
-SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
 
 
@@ -206,4 +205,4 @@ def _read(name: str, root: str) -> Tensor:
 
 
 def _shakespeare(root: Path) -> Source:
-    return Source(root / "tinyshakespeare", {"input.txt": SHA256}, SHAKESPEARE)
+    return Source(root / "tinyshakespeare", sums("tiny_shakespeare"), SHAKESPEARE)

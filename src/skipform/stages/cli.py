@@ -37,6 +37,7 @@ STAGES = {
     "compare": "compare the numbers committed in git with those that this machine has found",
     "verify": "check the statements of the paper and print them as a table; exit 1 if one fails",
     "grammar": "rewrite the architectures of the survey and count what they become",
+    "data": "name the data sets that the experiments need and that are missing, or fetch them",
     "fit": "train what an experiment file describes",
     "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
     "measure": "measure the expressive power of trained networks",
@@ -112,8 +113,9 @@ def _run(stage: str, argv: list[str]) -> int:
         close = get_close_matches(stage, STAGES, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise SkipformError(f"unknown stage {shown(stage)}{hint}; accepted: {', '.join(STAGES)}")
-    # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are.
-    options: dict[str, Any] = {"argv": argv} if stage == "fit" else _options(stage, argv)
+    # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are. So does
+    # `data`, which takes any number of names.
+    options: dict[str, Any] = {"argv": argv} if stage in ("fit", "data") else _options(stage, argv)
     return import_module(f"skipform.stages.{stage}").main(**options) or 0
 
 

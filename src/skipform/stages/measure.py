@@ -1,23 +1,25 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
+import os
 import statistics
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from torch import nn
 
-from skipform.arguments import Count
+from skipform.arguments import Count, Factor
 from skipform.compiler.emit import UnsupportedOperation
 from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure import functional_dimension
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
-from skipform.measure.rank import finite, ranks
+from skipform.measure.rank import finite, points_within, ranks
 from skipform.nets import features
 from skipform.outputs import check_file
-from skipform.runs import Run, read_summary
+from skipform.runs import Run, finished, read_summary
 from skipform.training import launch
 
 
@@ -28,6 +30,7 @@ def main(
     metrics: str | None = None,
     slices: Count = 3,
     batch: Count = 16,
+    memory: Factor = 8.0,
     executor: Literal["local", "submitit"] = "local",
     workers: Count | None = None,
     slurm: dict[str, Any] | None = None,
@@ -37,8 +40,10 @@ def main(
     Per variant, seed, moment (initial, final) and slice k: activation regions and affine pieces on the segment from
     test image 2k to test image 2k + 1; the rank of the Jacobian at test image 2k, of the scores and of the features,
     the input of the last linear layer. Per variant, seed and moment: the functional dimension over the first `batch`
-    test images. A net that is not piecewise linear (a gate multiplies) has no regions: null, with its ranks. Results
-    are stored in OUT.partial as they come, so that a killed measurement continues from there.
+    test images, or over as many of them as `memory` has room for; the row then has their number as
+    functional_dimension_images, and no dimension (null) if there is room for none. A net that is not piecewise linear
+    (a gate multiplies) has no regions: null, with its ranks. Results are stored in OUT.partial as they come, so that a
+    killed measurement continues from there.
 
     Args:
         folder: The folder of the runs, for example runs/survey/resnet.
@@ -46,20 +51,34 @@ def main(
         metrics: A second JSON file, for a flat summary: medians over the seeds of the first variant, trained.
         slices: The number of segments.
         batch: The number of images for the functional dimension.
+        memory: GiB for the Jacobian of the functional dimension and its decomposition. It is this number, and not the
+            free memory of the machine, that decides how many images there are.
         executor: local processes, or submitit for a SLURM cluster.
-        workers: Local processes; one per core when not given.
+        workers: Local processes; when not given one per core, or fewer if the memory of the machine is not enough.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
     if metrics is not None:
         check_file(metrics, "--metrics", suffixes=[".json"])
         if Path(metrics).absolute() == Path(out).absolute():
             raise SkipformError(f"--metrics {metrics}: the file of --out; accepted: another one")
-    options = {"slices": slices, "batch": batch}
+    options = {"slices": slices, "batch": batch, "memory": memory}
     trained = read_summary(folder) if metrics is not None else {}
+    if executor == "local" and workers is None:
+        workers = processes(finished(folder), batch, memory)
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
         if metrics is not None:
             write_json(metrics, summary(trained, rows))
+
+
+def processes(runs: list[Run], batch: int, memory: float) -> int:
+    """The number of processes that measure these runs at once: one per core, as long as the machine's memory is enough
+    for each of them. A process needs a GiB for itself, at most `memory` GiB for a Jacobian with its decomposition, and
+    as much again to derive it."""
+    rows = batch * max((run.config["net"].get("num_classes", 1) for run in runs), default=1)
+    jacobian = 2 * 8 * rows * max((run.metrics["parameters"] for run in runs), default=0)
+    needed = 2**30 + 2 * min(memory * 2**30, jacobian)
+    return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().total // needed)))
 
 
 def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -80,23 +99,32 @@ def _middle(values: list[int | None]) -> float | None:
     return None if None in values else statistics.median(values)  # type: ignore[type-var]
 
 
-def measure_run(run: str, when: Literal["initial", "final"], slices: int, batch: int) -> list[dict[str, Any]]:
+def measure_run(
+    run: str, when: Literal["initial", "final"], slices: int, batch: int, memory: float
+) -> list[dict[str, Any]]:
     """One row per slice for the net of one run at one moment; see `main`."""
     # Nets of this size are slower on several threads, and their sums must not depend on the number of cores.
     torch.set_num_threads(1)
     trained = Run(Path(run)).of_task("classify")
     images = trained.test_images()
     net = trained.net(when)
-    dimension = functional_dimension(net, images[:batch])
-    common = {
-        "variant": trained.config["variant"],
-        "seed": trained.config["seed"],
-        "when": when,
-        "functional_dimension": dimension.rank,
-        "functional_dimension_gap": finite(dimension.gap),
-        "functional_dimension_most": min(dimension.shape),
-    }
+    common = {"variant": trained.config["variant"], "seed": trained.config["seed"], "when": when}
+    common |= dimension_over(net, images[:batch], memory)
     return [common | row for row in measure_slices(net, images, slices)]
+
+
+def dimension_over(net: nn.Module, images: torch.Tensor, memory: float) -> dict[str, Any]:
+    """The functional dimension over the first images, as many as `memory` GiB have room for; see `main`."""
+    with torch.no_grad():
+        scores = net(images[:1].to(next(net.parameters()))).shape[1]
+    number = min(len(images), points_within(int(memory * 2**30), net, scores))
+    dimension = functional_dimension(net, images[:number], memory=int(memory * 2**30)) if number else None
+    return {
+        "functional_dimension": dimension.rank if dimension else None,
+        "functional_dimension_gap": finite(dimension.gap) if dimension else None,
+        "functional_dimension_most": min(dimension.shape) if dimension else None,
+        **({"functional_dimension_images": number} if number < len(images) else {}),
+    }
 
 
 def measure_slices(net: nn.Module, images: torch.Tensor, slices: int) -> list[dict[str, Any]]:

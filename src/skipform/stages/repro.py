@@ -18,6 +18,7 @@ from skipform.files import fields, read_json, read_yaml, write_json
 from skipform.pipeline import Graph, Outcome, ask, prepare, recover, reproduce, stages
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
+FIRST = "data"  # runs before all others, which do not depend on it: without the data nothing is begun
 
 
 def main(*, force: bool = False, jobs: int = 0) -> int:
@@ -65,6 +66,7 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
         try:
             while running or (waiting and not failed):
                 ready = [] if failed else [name for name in waiting if not graph[name] & left]
+                ready = [FIRST] if FIRST in ready else [] if FIRST in running.values() else ready
                 for name in ready[: jobs - len(running)]:
                     waiting.remove(name)
                     known = (

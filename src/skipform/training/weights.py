@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from skipform.data.catalogue import Entry
 from skipform.data.source import Source
 from skipform.errors import SkipformError
 from skipform.nets.blocks import Staged
@@ -56,16 +57,31 @@ def prepare(model: str, *, root: str, download: bool) -> None:
         SkipformError: names the file and how to get it.
     """
     command = f"from skipform.training import weights; weights.prepare({model!r}, root={root!r}, download=True)"
-    _source(model, root).prepare(download=download, command=command)
+    source(model, root).prepare(download=download, command=command)
+
+
+def models() -> list[str]:
+    """The models of torchvision whose weights a backbone can start from."""
+    return [model for model in torchvision.models.list_models() if model.startswith(tuple(SAME))]
+
+
+def entry(model: str) -> Entry:
+    """Size, licence and home of the file of torchvision's `model`."""
+    megabytes = torchvision.models.get_model_weights(model)["IMAGENET1K_V1"].meta["_file_size"]
+    return Entry(
+        round(megabytes * 2**20),
+        "BSD 3-clause, trained on ImageNet",
+        "https://docs.pytorch.org/vision/stable/models.html",
+    )
 
 
 def load(net: nn.Module, block: Mapping[str, Any], *, root: str) -> None:
     """Copy the weights of the file into the backbone of the net, which was built from `block`, and into the first two
     layers on top of an FCN: the 7x7 and the 1x1 convolution that compute VGG's two hidden linear layers."""
     model = model_of(block)
-    source = _source(model, root)
-    (file,) = source.checksums
-    given: dict[str, Tensor] = torch.load(source.folder / file, map_location="cpu", weights_only=True)
+    stored = source(model, root)
+    (file,) = stored.checksums
+    given: dict[str, Tensor] = torch.load(stored.folder / file, map_location="cpu", weights_only=True)
     with torch.device("meta"):
         theirs = _stored(torchvision.models.get_model(model))
     theirs = [name for name in theirs if not name.startswith(("fc.", "classifier."))]
@@ -87,7 +103,8 @@ def _stored(net: nn.Module) -> list[str]:
     return [name for name in net.state_dict() if not name.endswith("num_batches_tracked")]
 
 
-def _source(model: str, root: str) -> Source:
+def source(model: str, root: str) -> Source:
+    """The file of torchvision's `model` below the folder of the data."""
     url = str(torchvision.models.get_model_weights(model)["IMAGENET1K_V1"].url)
     folder, _, file = url.rpartition("/")
     return Source(Path(root) / "weights", {file: Path(file).stem.rpartition("-")[2]}, f"{folder}/")
