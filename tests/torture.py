@@ -4,7 +4,7 @@
                   again; in the end it has left the same bytes as a pipeline that nobody disturbed
     two at once   two `skipform repro` in one folder
     clock         every file is dated a day ahead, as after the clock was set back
-    full disk     `skipform fit` into a file system of one megabyte
+    full disk     `skipform fit` into a file system of 80 kB, which the first runs fill
     read-only     `skipform fit` into a read-only file system
     no network    `skipform fit` with a W&B key and no network
 
@@ -39,7 +39,7 @@ def main(kills: int = KILLS) -> int:
             "kills": lambda: after_kills(killed, quiet, kills),
             "two at once": lambda: two_at_once(quiet),
             "clock": lambda: clock_set_back(quiet),
-            "full disk": lambda: on_a_disk(quiet, "mount -t tmpfs -o size=256k none disk"),
+            "full disk": lambda: on_a_disk(quiet, "mount -t tmpfs -o size=80k none disk"),
             "read-only": lambda: on_a_disk(quiet, "mount -t tmpfs none disk && mount -o remount,ro disk"),
             "no network": lambda: without_network(quiet),
         }
@@ -105,7 +105,7 @@ def on_a_disk(folder: Path, mount: str) -> tuple[bool, str]:
 def without_network(folder: Path) -> tuple[bool, str]:
     """W&B with a key but without a network: the run goes on offline and says so in one line."""
     begun = time.monotonic()
-    done = confined(folder, "-rn", f"WANDB_MODE= WANDB_API_KEY={'0' * 40} {FIT} --wandb auto --out build/offline")
+    done = confined(folder, "-rn", f"env -u WANDB_MODE WANDB_API_KEY={'0' * 40} {FIT} --wandb auto --out build/offline")
     lines = done.stderr.strip().splitlines()
     return done.returncode != 0 or len(lines) > 1, f"{time.monotonic() - begun:.0f} s, {lines[-1] if lines else ''}"
 
