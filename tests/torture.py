@@ -105,7 +105,8 @@ def on_a_disk(folder: Path, mount: str) -> tuple[bool, str]:
 def without_network(folder: Path) -> tuple[bool, str]:
     """W&B with a key but without a network: the run goes on offline and says so in one line."""
     begun = time.monotonic()
-    done = confined(folder, "-rn", f"env -u WANDB_MODE WANDB_API_KEY={'0' * 40} {FIT} --wandb auto --out build/offline")
+    command = f"{FIT} --workers 1 --wandb auto --out build/offline"
+    done = confined(folder, "-rn", f"env -u WANDB_MODE WANDB_API_KEY={'0' * 40} {command}")
     lines = done.stderr.strip().splitlines()
     return done.returncode != 0 or len(lines) > 1, f"{time.monotonic() - begun:.0f} s, {lines[-1] if lines else ''}"
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from skipform.errors import SkipformError, one_line
 from skipform.files import temporary_folder
 
+_reached = True  # until W&B has not answered
 ANSWER_WITHIN = 5.0  # seconds in which W&B must answer; asking who the key belongs to comes before, 2 seconds more
 
 
@@ -54,10 +55,12 @@ def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
         reinit="create_new",  # a run that failed in this process may still be open
         settings=settings,
     )
+    global _reached
     try:
-        return WandbLogger(experiment=start(mode=mode))  # type: ignore[arg-type]
+        return WandbLogger(experiment=start(mode=mode if _reached else "offline"))  # type: ignore[arg-type]
     except wandb.errors.CommError as error:
-        print(f"W&B is not reached, so the run is logged offline: {one_line(error)}", file=sys.stderr, flush=True)
+        _reached = False  # the runs that follow in this process do not wait for it again
+        print(f"W&B is not reached, so runs are logged offline: {one_line(error)}", file=sys.stderr, flush=True)
         return WandbLogger(experiment=start(mode="offline"))
 
 
