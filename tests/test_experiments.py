@@ -126,7 +126,7 @@ WRONG = {  # what is wrong: (in the file, with what it is replaced, what the lin
     "unknown key at the top": (
         "wandb:",
         "seeds: 3\nwandb:",
-        r"unknown key 'seeds'; accepted: threads, wandb, backbone_weights, data, task, optimizer, .*small$",
+        r"unknown key 'seeds'; accepted: threads, wandb, backbone_weights, comparisons, data, task, .*small$",
     ),
     "wrong type at the top": (
         "disabled",

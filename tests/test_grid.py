@@ -103,6 +103,11 @@ def test_parameters_that_a_cluster_does_not_take_are_refused_in_one_line(cell, t
         run_cells(cell, tmp_path, executor="submitit", slurm=slurm)
 
 
+# submitit's local job still runs for a moment after its result is there, and is not waited for
+@pytest.mark.filterwarnings("ignore:subprocess . is still running:ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function Popen.__del__:pytest.PytestUnraisableExceptionWarning"
+)
 def test_an_error_in_a_job_of_a_cluster_names_the_job_and_its_log(tmp_path, monkeypatch):
     (tmp_path / "wrong_cells.py").write_text("def cell(number):\n    return 1 // number\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -277,7 +277,7 @@ OPTIONS = [
     ("notebooks", r"\.: no notebooks \(analysis/\*\.py\) in it; accepted: a checkout"),
     ("derive --file models_to_refuse.py", "models_to_refuse.py: not YAML"),
     ("derive --file experiments/scale/embedded.yaml", "embedded.yaml: accepted is `key: value` entries, got nothing"),
-    ("nothing", "unknown stage 'nothing'; accepted: repro, verify"),
+    ("nothing", "unknown stage 'nothing'; accepted: repro, figures, compare, verify"),
     ("verif", r"unknown stage 'verif' \(did you mean verify\?\); accepted: "),
 ]
 
@@ -491,6 +491,7 @@ def test_a_signal_ends_a_command_with_one_line(sent, status, tmp_path):
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_running_notebooks_with_one_line_and_leaves_nothing(sent, status, tmp_path):
     (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "page.css").write_text("")
     (tmp_path / "analysis" / "slow.py").write_text(
         "# %%\nimport time\nfrom pathlib import Path\nPath('began').touch()\ntime.sleep(600)\n"
     )

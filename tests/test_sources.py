@@ -37,7 +37,7 @@ def test_a_missing_or_an_added_dependency_is_noticed(tmp_path):
 
 def test_no_pipeline_no_dependencies(tmp_path, capsys):
     assert cli.main(["derive", "--file", str(tmp_path / "dvc.yaml")]) == 2
-    assert "no such file; accepted: the dvc.yaml of the project" in capsys.readouterr().err
+    assert "no such file; accepted: the dvc.yaml of a checkout of the project" in capsys.readouterr().err
 
 
 def test_a_closure_follows_imports_inside_functions_and_leaves_out_those_for_types():
