@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from skipform.errors import SkipformError
-from skipform.files import fields, read_yaml
+from skipform.files import fields, read_text
 from skipform.pipeline import ask, prepare, reproduce
 
 DRAWN = ("notebooks", "paper")  # the stages that read records/ and measures/ alone
@@ -18,9 +18,11 @@ def main() -> int:
     These files are part of the repository, so that this takes minutes and reads no weights. They have to belong to the
     sources, experiments and params.yaml at hand, as DVC says.
     """
+    from dvc.utils.serialize import parse_yaml  # dvc.lock is longer than files that people write, see `read_yaml`
+
     prepare()
     status = json.loads(ask("status", "--json"))
-    lock = fields(read_yaml("dvc.lock"), {"stages": dict}, "dvc.lock")["stages"]
+    lock = fields(parse_yaml(read_text("dvc.lock"), "dvc.lock"), {"stages": dict}, "dvc.lock")["stages"]
     paths = {
         kind: [entry["path"] for name, stage in lock.items() if name in names for entry in stage.get(kind, ())]
         for kind, names in (("outs", lock), ("deps", DRAWN))
