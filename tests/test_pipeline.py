@@ -29,6 +29,17 @@ def test_the_pipeline_ends_in_a_paper(copy):
     assert not rerun(copy)
 
 
+def test_a_clone_without_weights_draws_the_same_paper(copy, tmp_path):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["add", "-A"], ["commit", "-q", "--allow-empty", "-m", "all"]):
+        run(copy, *git, *words)
+    run(copy, *git, "clone", "-q", str(copy), str(clone := tmp_path / "clone"))
+    run(clone, "skipform", "figures")
+    assert not (clone / "runs").exists()
+    assert (clone / "paper" / "paper.pdf").read_bytes() == (copy / "paper" / "paper.pdf").read_bytes()
+    assert not run(clone, "git", "status", "--porcelain")
+
+
 def test_metrics_and_plots_can_be_shown_offline(copy):
     shown = run(copy, "dvc", "metrics", "show")
     assert "resnet" in shown
