@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def fresh_copy(folder, scale="smoke", seeds=(0, 1)):
-    """The tracked and the new files of the checkout in `folder`, as a repository of its own, at a scale."""
+    """The tracked and the new files of the checkout in `folder`, as a repository of its own, at a scale.
+
+    What the pipeline writes is left out: it is to be made here, and another machine may have rounded it differently.
+    """
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
