@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from skipform.errors import SkipformError, first_line
+from skipform.comparisons import COPY
+from skipform.errors import SkipformError, one_line
 from skipform.files import write_text
 from skipform.outputs import check_file
 
@@ -76,7 +77,7 @@ def committed(revision: str) -> Files:
             "no program git on the PATH; accepted: a clone of the project, where git is installed"
         ) from None
     if done.returncode:
-        reason = first_line(RuntimeError(done.stderr.decode(errors="replace").strip()))
+        reason = one_line(done.stderr.decode(errors="replace"))
         raise SkipformError(f"{revision}: {reason}; accepted: a revision of a clone that has {' and '.join(FOLDERS)}")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         files = {member.name: archive.extractfile(member) for member in archive if _is_read(Path(member.name))}
@@ -124,16 +125,15 @@ def numbers(files: Files) -> Iterator[tuple[Key, Range | str]]:
 def _of_file(path: Path, text: str) -> Iterator[tuple[Key, Range | str]]:
     if path.suffix == ".jsonl":
         runs = [json.loads(line) for line in text.splitlines()]
-        for run in runs[:1]:
-            score = f"test_{run['metrics']['shown'][0]}"
-            values = [{"variant": r["config"]["variant"], score: r["metrics"][score]} for r in runs]
-            yield from _ranges("score", path.stem, values, [score])
+        scores = {f"test_{run['metrics']['shown'][0]}" for run in runs}
+        values = [run["metrics"] | {"variant": run["config"]["variant"]} for run in runs]
+        yield from _ranges("score", path.stem, values, sorted(scores))
         return
     measured = json.loads(text)
     claim = path.parent.name == "claims"
     for when in ("initial", "final"):
         rows = [
-            row | {"variant": f"{row['variant']} as {row['copy']}" if row.get("copy") else row["variant"]}
+            row | {"variant": row["variant"] + COPY + row["copy"] if row.get("copy") else row["variant"]}
             for row in measured["rows"]
             if row["when"] == when
         ]
