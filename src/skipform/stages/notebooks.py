@@ -126,6 +126,7 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
             async with room:
                 try:
                     await client.async_execute(env=environment)
+                    notebook.metadata["language_info"].pop("version")  # the same bytes with Python 3.11.2 and 3.11.7
                 except CellExecutionError as error:
                     raise NotebookFailed(_one_line(name, notebook, f"{error.ename}: {error.evalue}")) from error
                 except DeadKernelError as error:
