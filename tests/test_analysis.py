@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -101,6 +102,7 @@ def test_a_failing_notebook_is_one_line_and_replaces_nothing(house, capsys):
     after = left(house)
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.startswith("paper/.")]
+    assert not [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
 
 
 def test_an_unknown_notebook_is_refused_with_the_known_names(house):

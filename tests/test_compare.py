@@ -4,7 +4,9 @@ import json
 import shutil
 import statistics
 import subprocess
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,7 +129,7 @@ def test_numbers_are_equal_inside_or_outside_and_verdicts_kept_or_turned(clone, 
         "   1 verdicts: 1 kept",
     ]
     leave(clone, {"plain": [1.0, 3.9, 9.0], "skips": [3.0, 3.1, 3.1]}, [5, 6, 8], "open")
-    assert cli.main(["compare", "--out", "page.html"]) == 0
+    assert cli.main(["compare", "--out", "page.html", "--badge", "badge.svg"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["   1 measures: 1 inside", "   2 scores: 1 inside, 1 outside", "   1 verdicts: 1 turned"]
     assert printed[3:] == [
@@ -137,6 +139,10 @@ def test_numbers_are_equal_inside_or_outside_and_verdicts_kept_or_turned(clone, 
     page = (clone / "page.html").read_text()
     assert "2 (1 to 4)" in page
     assert "3.9 (1 to 9)" in page
+    assert "measures 1/1  scores 1/2  verdicts 0/1" in ElementTree.parse("badge.svg").getroot()[0].text
+    assert cli.main(["compare", "--out", "table.csv"]) == 0
+    assert pd.read_csv("table.csv")["is"].tolist() == ["turned", "inside", "inside", "outside"]
+    capsys.readouterr()
     shutil.rmtree(clone / "measures")
     assert cli.main(["compare"]) == 0
     assert "absent: net / plain / final line_pieces: committed 6 (5 to 7), found nothing" in capsys.readouterr().out
@@ -154,7 +160,8 @@ def test_inside_means_that_the_median_found_lies_in_the_committed_range(old, new
 def test_what_cannot_be_compared_is_refused_in_one_line(clone, capsys):
     for words, part in {
         ("compare", "--revision", "no-such-revision"): "no-such-revision: ",
-        ("compare", "--out", "page.txt"): "accepted: .html",
+        ("compare", "--out", "page.txt"): "accepted: .html, .csv",
+        ("compare", "--badge", "badge.png"): "accepted: .svg",
         ("compare", "--output=x"): "--output",
     }.items():
         assert cli.main([*words]) == 2

@@ -39,7 +39,11 @@ class Range(NamedTuple):
         return f"{self.median:.6g} ({self.low:.6g} to {self.high:.6g})"
 
 
-def main(*, revision: str = "HEAD", out: str | None = None) -> None:
+SUFFIXES = (".html", ".csv")
+GOOD = ("equal", "inside", "kept")
+
+
+def main(*, revision: str = "HEAD", out: str | None = None, badge: str | None = None) -> None:
     """Compare what stands in records/ and measures/ with the state of these folders in a git revision.
 
     A score or a measure is a median over the seeds. It is equal to the committed one, inside the committed range from
@@ -48,23 +52,50 @@ def main(*, revision: str = "HEAD", out: str | None = None) -> None:
 
     Args:
         revision: The commit, branch or tag.
-        out: An HTML page with every number, for example build/compare.html.
+        out: Every number: a page (.html), for example build/compare.html, or a table (.csv).
+        badge: A picture (.svg) of one line, with the counts, for a README.
     """
     if out is not None:
-        check_file(out, suffixes=[".html"])
+        check_file(out, suffixes=SUFFIXES)
+    if badge is not None:
+        check_file(badge, "--badge", suffixes=[".svg"])
     before, now = committed(revision), working()
     table = compared(before, now)
     print(summary(table))
     for row in table[table["is"].isin(["outside", "turned", "absent"])].itertuples(index=False):
         print(f"{row[-1]}: {' / '.join(row[1:4])}: committed {row.committed}, found {row.found}")
+    if badge is not None:
+        write_text(badge, drawn_badge(table))
     if out is not None:
-        css = "<style>body { font-family: sans-serif } td, th { padding: 0.1em 0.6em; text-align: left }</style>"
-        title = f"The numbers of {html.escape(revision)} and those found"
-        head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{css}</head>'
-        counts, rows = (
-            t.astype(str).to_html(border=0, index=index) for t, index in ((counted(table), True), (table, False))
-        )
-        write_text(out, f"{head}<body>\n<h1>{title}</h1>\n{counts}\n{rows}\n</body></html>\n")
+        write_text(out, table.to_csv(index=False) if Path(out).suffix == ".csv" else page(table, revision))
+
+
+def page(table: pd.DataFrame, revision: str) -> str:
+    """The counts and every row, as HTML."""
+    css = "<style>body { font-family: sans-serif } td, th { padding: 0.1em 0.6em; text-align: left }</style>"
+    title = f"The numbers of {html.escape(revision)} and those found"
+    head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{css}</head>'
+    counts, rows = (
+        t.astype(str).to_html(border=0, index=index) for t, index in ((counted(table), True), (table, False))
+    )
+    return f"{head}<body>\n<h1>{title}</h1>\n{counts}\n{rows}\n</body></html>\n"
+
+
+def drawn_badge(table: pd.DataFrame) -> str:
+    """An SVG picture of one line: how many numbers of each kind agree, that is, are equal, inside or kept."""
+    good = table["is"].isin(GOOD).groupby(table["kind"])
+    text = "  ".join(f"{kind}s {part.sum()}/{len(part)}" for kind, part in good)
+    left, colour = "second machine", "#2a6f3c" if table["is"].isin(GOOD).all() else "#5a5a5a"
+    widths = [7 * len(label) + 14 for label in (left, text)]  # 11 pixels high letters are at most 7 wide
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{sum(widths)}" height="20" role="img">'
+        f"<title>{left}: {text}</title>"
+        f'<rect width="{widths[0]}" height="20" fill="#333"/>'
+        f'<rect x="{widths[0]}" width="{widths[1]}" height="20" fill="{colour}"/>'
+        '<g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11" text-anchor="middle">'
+        f'<text x="{widths[0] / 2}" y="14">{left}</text>'
+        f'<text x="{widths[0] + widths[1] / 2}" y="14" xml:space="preserve">{text}</text></g></svg>\n'
+    )
 
 
 def committed(revision: str) -> Files:

@@ -9,6 +9,7 @@ from typing import Any
 import jupytext
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.util import ensure_async
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode, writes
 from tqdm import tqdm
@@ -133,6 +134,10 @@ async def _execute_all(notebooks: dict[str, NotebookNode], folder: Path, generat
                     if asyncio.current_task().cancelling():  # type: ignore[union-attr]
                         raise asyncio.CancelledError from None  # nbclient takes being cancelled for a dead kernel
                     raise NotebookFailed(_one_line(name, notebook, "the kernel died")) from error
+                finally:
+                    # nbclient forgets a kernel that was still starting when another notebook failed
+                    if client.km is not None and client.km.has_kernel:
+                        await ensure_async(client.km.shutdown_kernel(now=True))
 
         await asyncio.gather(*(execute(name, notebook) for name, notebook in notebooks.items()))
 
