@@ -13,6 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
@@ -24,6 +25,9 @@ settings.register_profile(
 )
 settings.register_profile("fresh", settings.get_profile("same"), derandomize=False)
 settings.load_profile("same")
+# torch.export pretends that there is a CUDA device. A first backward pass after it starts threads for that device, and a
+# process that has them can fork none that trains. A first pass before it starts none.
+torch.ones((), requires_grad=True).backward()
 
 
 class Quiet(SimpleHTTPRequestHandler):

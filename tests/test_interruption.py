@@ -48,7 +48,7 @@ def end(who, number, command, worker):
 def until(true, process):
     """Wait for what the running process is about to do."""
     while not (value := true()):
-        assert process.is_running()
+        assert process.status() != psutil.STATUS_ZOMBIE, "it has ended too early"
         time.sleep(0.005)
     return value
 
