@@ -31,6 +31,7 @@ THROUGHPUT, LEAST_STEP = 10e12, 1e-3
 # Data set -> the training examples, and the shape of one of them at its largest.
 IMAGES = {
     "cifar10": (50_000, (3, 32, 32)),
+    "fashion_mnist": (60_000, (1, 28, 28)),
     "isbi2012": (24, (1, 700, 700)),  # a slice of 512 x 512 and what it is mirrored by
     "voc2012": (1_464, (3, 512, 512)),
     "bccd": (205, (3, 240, 320)),  # at the size in experiments/cpu
