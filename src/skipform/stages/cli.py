@@ -42,6 +42,7 @@ STAGES = {
     "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
+    "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
     "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
