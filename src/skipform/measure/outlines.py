@@ -5,7 +5,7 @@ s runs to the right and t upwards, so that the corner (0, 0) of the grid is the 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -133,13 +133,13 @@ def _labels(
 def _union(rings: Iterable[Path]) -> list[Path]:
     """The borders of the union of polygons of equal orientation that do not overlap: what two of them share is left
     out."""
-    following: dict[Point, set[Point]] = defaultdict(set)
+    following: dict[Point, list[Point]] = defaultdict(list)  # lists: after rounding an edge may occur more than once
     for ring in rings:
         for k, point in enumerate(ring):
             if ring[k - 1] in following[point]:
                 following[point].remove(ring[k - 1])
             else:
-                following[ring[k - 1]].add(point)
+                following[ring[k - 1]].append(point)
     borders = []
     for start in sorted(following):
         while following[start]:
@@ -169,7 +169,7 @@ def _lines(edges: Iterable[tuple[Point, Point]]) -> list[Path]:
     return lines
 
 
-def _straightest(line: Path, candidates: set[Point]) -> Point:
+def _straightest(line: Path, candidates: Collection[Point]) -> Point:
     """The candidate in whose direction the line goes on with the smallest turn."""
     here = np.array(line[-1])
     if len(candidates) == 1 or len(line) == 1:

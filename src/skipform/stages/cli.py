@@ -49,6 +49,7 @@ STAGES = {
     "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
+    "review": "write the review page: every result on one page, which opens from disk",
     "paper": "typeset the paper",
     "costs": "renew what the experiment files state about time, memory and disk at scale paper",
     "derive": "renew the dependencies of the pipeline's stages on the sources",
