@@ -28,7 +28,7 @@ CLAIMS = {  # claim, as the names of its comparisons begin -> its experiment, wh
 }
 PICTURES = {  # figure -> its caption; a run without the nets that it shows has none
     "fig_masks": "Masks: the image, the true mask and the prediction of each variant.",
-    "fig_boxes": "Boxes: dashed the true ones, solid those predicted with a score above 30 %.",
+    "fig_boxes": "Boxes: dashed the true ones, solid the predicted ones with scores above 30 %.",
     "fig_pyramids": "Feature pyramids: root mean square over the channels, from fine to coarse.",
     "fig_attention": "Attention: how much a token (row) attends to each token (column), mean over the heads of a layer.",
 }
@@ -141,7 +141,11 @@ def sources() -> list[dict[str, Any]]:
     for name, file in experiments().items():
         folder, stem = file.parent.name, file.stem
         stated, nets = heading(file), nets_of(file)
-        paths = [f"experiments/{folder}/{stem}.yaml", f"records/{folder}/{stem}.jsonl", f"measures/{folder}/{stem}.json"]
+        paths = [
+            f"experiments/{folder}/{stem}.yaml",
+            f"records/{folder}/{stem}.jsonl",
+            f"measures/{folder}/{stem}.json",
+        ]
         paths += ["measures/explorer.json"] * (folder == "explorer") + [f"results/{stem}.csv"]
         paths += [f"src/skipform/nets/{net}.py" for net in nets]
         entry = published.get(stem, {}) if folder == "survey" else {}
@@ -161,7 +165,15 @@ def origin_of(
     """An entry of `sources`; files that this run does not have are left out."""
     files = [path for path in paths if (frame.ROOT / path).is_file()]
     lines = {key: text for key, text in (stated or {}).items() if key in ("Question", "Expect", "Cost")}
-    return {"name": name, "title": title, "lines": lines, "command": command, "files": files, "published": "", "nets": []}
+    return {
+        "name": name,
+        "title": title,
+        "lines": lines,
+        "command": command,
+        "files": files,
+        "published": "",
+        "nets": [],
+    }
 
 
 # The survey
@@ -172,7 +184,8 @@ def survey() -> list[dict[str, str]]:
     rows = dict(zip(frame.names(), table("table_survey"), strict=True))
     files = experiments()
     return [
-        row | {"net": net, "task": task_of(files[f"survey-{net}"]), "claims": claims_of(net)} for net, row in rows.items()
+        row | {"net": net, "task": task_of(files[f"survey-{net}"]), "claims": claims_of(net)}
+        for net, row in rows.items()
     ]
 
 
@@ -197,7 +210,9 @@ def cards() -> list[dict[str, Any]]:
             numbers = own[own["variant"] == row["variant"]].set_index("measure") if len(own) else own
             shown = {"measures": [spread(numbers, key) for key in MEASURES]}
             size = f"{int(row['parameters']):,}".replace(",", "\u2009")
-            variants.append({"variant": row["variant"], "parameters": size, "score": f"{middle} ({low}–{high})", **shown})
+            variants.append(
+                {"variant": row["variant"], "parameters": size, "score": f"{middle} ({low}–{high})", **shown}
+            )
         first = rows.iloc[0]
         result.append(
             {
@@ -288,7 +303,9 @@ def overview() -> dict[str, Any]:
     is_chosen = "net == '' || datum.net == net"
     marks = alt.Chart(alt.Data(values=rows.to_dict("records"))).add_params(chosen)
     marks = marks.encode(
-        x=alt.X("pieces:Q", title="affine pieces on a segment between two test images, after training").scale(type="log"),
+        x=alt.X("pieces:Q", title="affine pieces on a segment between two test images, after training").scale(
+            type="log"
+        ),
         y=alt.Y("error:Q", title="test error (%)").scale(type="log", nice=False, padding=14),
     )
     dots = marks.mark_circle(size=80, stroke="white", strokeWidth=0.6, cursor="pointer").encode(

@@ -117,7 +117,10 @@ def test_equal_trainings_leave_equal_outputs_although_their_times_differ(clone):
     made = clone.parent / "made"
     lock = (made / "dvc.lock").read_bytes()
     times = (made / "runs" / "provenance.json").read_bytes()
-    assert skipform(made, "repro", "--jobs", "1", "--force")[:2] == (0, ["fit", "measure", "notebooks", "review", "paper"])
+    assert skipform(made, "repro", "--jobs", "1", "--force")[:2] == (
+        0,
+        ["fit", "measure", "notebooks", "review", "paper"],
+    )
     assert (made / "runs" / "provenance.json").read_bytes() != times
     assert (made / "dvc.lock").read_bytes() == lock
     shutil.rmtree(made / "runs")

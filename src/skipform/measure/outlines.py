@@ -1,6 +1,6 @@
-"""The regions of a plane as outlines on a grid of whole numbers, in the notation of an SVG path, ready to be drawn.
+"""The regions of a plane as outlines on a grid of whole numbers, in the notation of SVG paths, ready to be drawn.
 
-Corners are rounded to the grid; nothing else is approximated. A region whose corners all round to one line is not drawn.
+Corners are rounded to the grid; nothing else is approximated. A region whose corners round to one line is not drawn.
 s runs to the right and t upwards, so that the corner (0, 0) of the grid is the lowest s and the highest t of the box.
 """
 
@@ -83,7 +83,9 @@ def _classes(corners: list[np.ndarray], maps: np.ndarray) -> tuple[np.ndarray, l
     for cell, polygon in enumerate(corners):
         constant, gradients = maps[cell, 0], maps[cell, 1:]
         scores = constant + polygon @ gradients
-        if (greatest := (scores == scores.max(1, keepdims=True)).all(0)).any():  # then it is so between the corners, too
+        if (
+            greatest := (scores == scores.max(1, keepdims=True)).all(0)
+        ).any():  # then it is so between the corners, too
             classes[cell] = greatest.argmax()
             continue
         for label in range(len(constant)):
@@ -158,7 +160,9 @@ def _lines(edges: Iterable[tuple[Point, Point]]) -> list[Path]:
         neighbours[one].add(other)
         neighbours[other].add(one)
     lines = []
-    for start in sorted(neighbours, key=lambda point: (len(neighbours[point]) % 2 == 0, point)):  # first where lines end
+    for start in sorted(
+        neighbours, key=lambda point: (len(neighbours[point]) % 2 == 0, point)
+    ):  # first where lines end
         while neighbours[start]:
             line = [start]
             while neighbours[line[-1]]:
