@@ -30,7 +30,7 @@ PICTURES = {  # figure -> its caption; a run without the nets that it shows has 
     "fig_masks": "Masks: the image, the true mask and the prediction of each variant.",
     "fig_boxes": "Boxes: dashed the true ones, solid the predicted ones with scores above 30 %.",
     "fig_pyramids": "Feature pyramids: root mean square over the channels, from fine to coarse.",
-    "fig_attention": "Attention: how much a token (row) attends to each token (column), mean over the heads of a layer.",
+    "fig_attention": "Attention: how much a token (row) attends to each token (column), mean over a layer's heads.",
 }
 MEASURES = {  # of a net after training -> the heading in its table
     "line_regions": "regions",
