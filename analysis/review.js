@@ -29,7 +29,7 @@
   function filter() {
     const chosen = Object.entries(filters).filter(([, select]) => select.value);
     let shown = 0;
-    const all = document.querySelectorAll("main [data-net], main [data-claim]");
+    const all = document.querySelectorAll("main :is([data-net], [data-claim], [data-task])");
     for (const item of all) {
       item.hidden = chosen.some(([key, select]) => key in item.dataset && !item.dataset[key].split(" ").includes(select.value));
       shown += !item.hidden && item.matches("tr, article");
@@ -65,7 +65,8 @@
     const at = link.getBoundingClientRect();
     const left = Math.min(at.left, document.documentElement.clientWidth - popover.offsetWidth - 8);
     popover.style.left = `${Math.max(8, left) + scrollX}px`;
-    popover.style.top = `${at.bottom + 6 + scrollY}px`;
+    const below = at.bottom + 6 + popover.offsetHeight <= innerHeight || at.top < popover.offsetHeight + 6;
+    popover.style.top = `${(below ? at.bottom + 6 : at.top - 6 - popover.offsetHeight) + scrollY}px`;
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") popover.hidden = true;

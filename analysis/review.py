@@ -26,11 +26,14 @@ CLAIMS = {  # claim, as the names of its comparisons begin -> its experiment, wh
     "(ii)": ("addition_concatenation", "addition and concatenation reach equally far"),
     "(iii)": ("activation_blocks", "single-activation blocks reach further"),
 }
-PICTURES = {  # figure -> its caption; a run without the nets that it shows has none
-    "fig_masks": "Masks: the image, the true mask and the prediction of each variant.",
-    "fig_boxes": "Boxes: dashed the true ones, solid the predicted ones with scores above 30 %.",
-    "fig_pyramids": "Feature pyramids: root mean square over the channels, from fine to coarse.",
-    "fig_attention": "Attention: how much a token (row) attends to each token (column), mean over a layer's heads.",
+PICTURES = {  # figure -> the tasks of its nets, its caption; a run without these nets has none
+    "fig_masks": ("segment", "Masks: the image, the true mask and the prediction of each variant."),
+    "fig_boxes": ("detect", "Boxes: dashed the true ones, solid the predicted ones with scores above 30 %."),
+    "fig_pyramids": ("detect", "Feature pyramids: root mean square over the channels, from fine to coarse."),
+    "fig_attention": (
+        "classify detect language_model translate",
+        "Attention: how much a token (row) attends to each token (column), mean over a layer's heads.",
+    ),
 }
 MEASURES = {  # of a net after training -> the heading in its table
     "line_regions": "regions",
@@ -47,9 +50,9 @@ CONFIG = {  # of all charts
     "axis": {"titleFontWeight": "normal", "gridColor": "#ececec", "domainColor": "#8a8a8a", "tickColor": "#8a8a8a"},
     "legend": {"labelLimit": 140, "symbolStrokeWidth": 2, "symbolSize": 250, "symbolOpacity": 1, "title": None},
 }
-# A light colour per class: the borders on them are dark, and every area bears the name of its class.
+# A colour per class, of lightness (CIE L*) 66 to 95: they differ in grey too, and the borders on them are dark.
 CLASS_COLORS = (
-    "#a9c9ea", "#f7d9a0", "#bfe5cf", "#f2b8a8", "#d8c8ec", "#f0eaa0", "#f3c3dc", "#9fd6d2", "#d9d9d9", "#d3b89a",
+    "#f7f1d3", "#98bbdd", "#a1eeb7", "#e8c2b9", "#b79edf", "#c4eff5", "#dcbb95", "#edcadf", "#3bb29d", "#6bc655",
 )  # fmt: skip
 
 
@@ -75,7 +78,7 @@ def page() -> str:
         **{name: table(f"table_{name}") for name in ("statements", "layers", "grammar", "refused")},
         grammar_figure=svg("fig_grammar"),
         results=rows,
-        pictures=[(svg(name), text) for name, text in pictures.items()],
+        pictures=[(svg(name), tasks, caption) for name, (tasks, caption) in pictures.items()],
         sources=sources(),
         explorer=explorer,
         explorer_data=for_script(explorer | {"colors": CLASS_COLORS}),

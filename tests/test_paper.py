@@ -18,6 +18,7 @@ from browser import Browser
 from safetensors.numpy import save_file
 
 from skipform import comparisons
+from skipform.errors import SkipformError
 from skipform.files import write_json_lines
 from skipform.stages import notebooks, paper, review
 from skipform.stages.notebooks import join_numbers
@@ -387,6 +388,14 @@ def test_equal_results_give_an_equal_review_page(made, page):
     first = page.read_bytes()
     made_page(made)
     assert page.read_bytes() == first
+
+
+def test_a_review_page_without_what_it_shows_is_refused(tmp_path):
+    with pytest.raises(SkipformError, match=r"analysis/review\.py: no such file; accepted: --root with a checkout"):
+        review.main(out=tmp_path / "review.html", root=tmp_path)
+    (tmp_path / "analysis").symlink_to(ROOT / "analysis")
+    with pytest.raises(SkipformError, match=r"generated/numbers\.json: no such file; skipform notebooks writes it"):
+        review.main(out=tmp_path / "review.html", root=tmp_path)
 
 
 @pytest.mark.page

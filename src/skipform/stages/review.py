@@ -1,6 +1,5 @@
 """`skipform review`: every result on one page, from the committed records and measures and what the notebooks made."""
 
-import os
 import runpy
 import sys
 from pathlib import Path
@@ -25,9 +24,9 @@ def main(*, out: Path = Path("build/review.html"), root: Path = Path(".")) -> No
         raise SkipformError(f"{script}: no such file; accepted: --root with a checkout of the project")
     if not (numbers := root / "paper" / "generated" / "numbers.json").is_file():
         raise SkipformError(f"{numbers}: no such file; skipform notebooks writes it")
-    os.environ.pop("SKIPFORM_GENERATED", None)
-    sys.path.insert(0, str(script.parent))
+    sys.path.insert(0, str(script.parent))  # as for a program, which imports the files next to it
     page = runpy.run_path(str(script))["page"]()
+    sys.path.remove(str(script.parent))
     if (size := len(page.encode())) > LARGEST:
         raise SkipformError(f"{out}: {size:,} bytes; accepted: at most {LARGEST:,}")
     write_text(out, page)
