@@ -278,9 +278,9 @@ def curves(history: pd.DataFrame, score: str, unit: str) -> dict[str, Any]:
         y=alt.Y("median:Q", scale=scale, title=f"test {frame.SCORES[score]} ({unit})").axis(tickCount=5),
         strokeDash=dashes.legend(legend),
     )
-    told = [alt.Tooltip("variant:N"), alt.Tooltip("epoch:Q")]
-    told += [alt.Tooltip(f"{key}:Q", format=".4~g") for key in ("median", "low", "high")]
-    hover = base.mark_point(size=90, opacity=0).encode(y=alt.Y("median:Q", scale=scale), tooltip=told)
+    tooltip = [alt.Tooltip("variant:N"), alt.Tooltip("epoch:Q")]
+    tooltip += [alt.Tooltip(f"{key}:Q", format=".4~g") for key in ("median", "low", "high")]
+    hover = base.mark_point(size=90, opacity=0).encode(y=alt.Y("median:Q", scale=scale), tooltip=tooltip)
     return specification((band + line + hover).properties(width="container", height=170))
 
 
@@ -301,8 +301,8 @@ def overview() -> dict[str, Any]:
         }
     )
     chosen = alt.param(name="net", value="")
-    told = [alt.Tooltip("name:N", title="net"), "variant:N"]
-    told += [alt.Tooltip(f"{key}:Q", format=",.4~g") for key in ("error", "pieces", "parameters")]
+    tooltip = [alt.Tooltip("name:N", title="net"), "variant:N"]
+    tooltip += [alt.Tooltip(f"{key}:Q", format=",.4~g") for key in ("error", "pieces", "parameters")]
     is_chosen = "net == '' || datum.net == net"
     marks = alt.Chart(alt.Data(values=rows.to_dict("records"))).add_params(chosen)
     marks = marks.encode(
@@ -312,7 +312,7 @@ def overview() -> dict[str, Any]:
         y=alt.Y("error:Q", title="test error (%)").scale(type="log", nice=False, padding=14),
     )
     dots = marks.mark_circle(size=80, stroke="white", strokeWidth=0.6, cursor="pointer").encode(
-        color=alt.condition(is_chosen, alt.value(style.BLUE), alt.value(style.PALE)), tooltip=told
+        color=alt.condition(is_chosen, alt.value(style.BLUE), alt.value(style.PALE)), tooltip=tooltip
     )
     names = marks.mark_text(align="left", dx=7, fontSize=10, color=style.INK).encode(
         text="label:N", opacity=alt.condition("net != '' && datum.net == net", alt.value(1), alt.value(0))
