@@ -8,7 +8,7 @@ RUN := $(UV) run --quiet
 # Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: repro figures test lint smoke rehearsal torture bench gpu-table notebooks derived
+.PHONY: repro figures test page lint smoke rehearsal torture bench gpu-table notebooks derived
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
 	$(RUN) skipform repro
@@ -19,6 +19,9 @@ figures: $(UV)        ## draw all figures and typeset the paper from the committ
 
 test: $(UV)           ## unit tests: the mathematics, the programs, the README's commands
 	$(RUN) pytest
+
+page: $(UV)           ## the review page in a headless Chromium (Debian: apt-get install chromium)
+	$(RUN) pytest -m page -n 0
 
 lint: $(UV)           ## format, rules, types
 	$(RUN) ruff format --check .

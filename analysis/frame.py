@@ -13,6 +13,8 @@ import pandas as pd
 import yaml
 from safetensors import safe_open
 
+pd.set_option("display.max_colwidth", None, "display.max_columns", None, "display.max_rows", 100)  # tables in full
+
 ROOT = Path(__file__).resolve().parents[1]
 # `skipform notebooks` lets them write into a temporary folder and moves the files here once all have succeeded.
 GENERATED = Path(os.environ.get("SKIPFORM_GENERATED", ROOT / "paper" / "generated"))

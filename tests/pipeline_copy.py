@@ -48,4 +48,5 @@ def made(folder):
     paths = [
         p for name in ("paper", "records", "measures", "build/notebooks") for p in sorted((folder / name).rglob("*"))
     ]
+    paths.append(folder / "build/review.html")
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}

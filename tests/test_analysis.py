@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -61,6 +62,7 @@ def house(tmp_path):
     return tmp_path
 
 
+DRAW = "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([0, 1]);\n"
 LEAVE = (
     "import json, pathlib\n"
     "where = pathlib.Path(os.environ['SKIPFORM_GENERATED'])\n"
@@ -88,6 +90,36 @@ def test_a_notebook_writes_numbers_an_executed_copy_and_one_page_and_equal_ones_
     assert not re.search(r"(src|href)=\"(https?:)?//", page), "the page asks a network"
     assert notebooks.main(root=str(house)) == 0
     assert left(house) == first
+
+
+def test_the_index_lists_each_notebook_with_its_first_sentence_and_a_picture_or_table(house):
+    write(
+        house, "sums", "# %% [markdown]\n# # Sums & more\n#\n# Adds **one** and `one`. Nothing else.\n\n# %%\n" + DRAW
+    )
+    write(
+        house,
+        "table",
+        "# %% [markdown]\n# # A table\n#\n# One row:\n\n# %%\nimport pandas\npandas.DataFrame({'a': [7]})\n",
+    )
+    assert notebooks.main(root=str(house)) == 0
+    index = (house / "build/notebooks/index.html").read_text()
+    first, second = re.findall(r"<article>.*?</article>", index, flags=re.DOTALL)
+    assert '<a href="sums.html">Sums &amp; more</a></h2><p>Adds one and one.</p>' in first
+    assert '<img alt="" src="data:image/png;base64,' in first
+    assert '<a href="table.html">A table</a></h2><p>One row.</p>' in second
+    assert "<td>7</td>" in second
+    for page in ("index", "sums", "table"):
+        text = (house / f"build/notebooks/{page}.html").read_text()
+        assert not re.search(r"(src|href)=\"(?!data:|index|sums|table|#)", text)
+    sums = (house / "build/notebooks/sums.html").read_text().replace("\n", "")
+    assert re.search(r'<details class="code"><summary>code</summary>.*?matplotlib.*?</details>', sums)
+
+
+def test_tables_of_the_notebooks_are_shown_in_full(frame):
+    long, many = "statement " * 50, 80
+    shown = pd.DataFrame({"text": [long] * many, **{f"column {k}": range(many) for k in range(30)}})._repr_html_()
+    assert shown.count(long.strip()) == many
+    assert "..." not in shown
 
 
 def test_a_failing_notebook_is_one_line_and_replaces_nothing(house, capsys):

@@ -15,6 +15,7 @@ stages:
   fit: {cmd: sh stage.sh fit, deps: [experiment], outs: [runs, record: {cache: false}]}
   measure: {cmd: sh stage.sh measure, deps: [runs], outs: [measure: {cache: false}]}
   notebooks: {cmd: sh stage.sh notebooks, deps: [record, measure, analysis], outs: [drawn]}
+  review: {cmd: sh stage.sh review, deps: [record, drawn], outs: [page]}
   paper: {cmd: sh stage.sh paper, deps: [drawn], outs: [paper.pdf]}
 """
 STAGE = """
@@ -23,6 +24,7 @@ case $1 in
   fit) mkdir -p runs; cp experiment runs/weights; cp experiment record; echo $$ > runs/provenance.json ;;
   measure) cp runs/weights measure ;;
   notebooks) cat record measure analysis > drawn ;;
+  review) cat record drawn > page ;;
   paper) cp drawn paper.pdf ;;
 esac
 """
@@ -40,7 +42,7 @@ def clone(tmp_path):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], cwd=made, check=True)
     subprocess.run([program("dvc"), "init", "-q"], cwd=made, check=True)
-    (made / ".gitignore").write_text("/runs\n/drawn\n/paper.pdf\n/log\n/build\n")
+    (made / ".gitignore").write_text("/runs\n/drawn\n/page\n/paper.pdf\n/log\n/build\n")
     assert skipform(made, "repro", "--jobs", "1")[0] == 0
     for command in (["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=made, check=True)
@@ -64,7 +66,7 @@ def skipform(folder, *words):
 
 
 def test_figures_are_drawn_in_a_fresh_clone_without_training(clone):
-    assert skipform(clone, "figures")[:2] == (0, ["notebooks", "paper"])
+    assert skipform(clone, "figures")[:2] == (0, ["notebooks", "review", "paper"])
     assert (clone / "paper.pdf").read_bytes() == (clone.parent / "made" / "paper.pdf").read_bytes()
     assert not (clone / "runs").exists()
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
@@ -73,7 +75,7 @@ def test_figures_are_drawn_in_a_fresh_clone_without_training(clone):
 
 def test_a_changed_analysis_is_drawn(clone):
     (clone / "analysis").write_text("changed\n")
-    assert skipform(clone, "figures")[:2] == (0, ["notebooks", "paper"])
+    assert skipform(clone, "figures")[:2] == (0, ["notebooks", "review", "paper"])
     assert "changed" in (clone / "paper.pdf").read_text()
 
 
@@ -115,7 +117,10 @@ def test_equal_trainings_leave_equal_outputs_although_their_times_differ(clone):
     made = clone.parent / "made"
     lock = (made / "dvc.lock").read_bytes()
     times = (made / "runs" / "provenance.json").read_bytes()
-    assert skipform(made, "repro", "--jobs", "1", "--force")[:2] == (0, ["fit", "measure", "notebooks", "paper"])
+    assert skipform(made, "repro", "--jobs", "1", "--force")[:2] == (
+        0,
+        ["fit", "measure", "notebooks", "review", "paper"],
+    )
     assert (made / "runs" / "provenance.json").read_bytes() != times
     assert (made / "dvc.lock").read_bytes() == lock
     shutil.rmtree(made / "runs")

@@ -1,10 +1,11 @@
-"""The paper: from made-up results through every notebook to the PDF; equal results give equal bytes."""
+"""The paper and the review page: from made-up results through every notebook; equal results give equal bytes."""
 
 import json
 import re
 import runpy
 import shutil
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
@@ -13,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from browser import Browser
 from safetensors.numpy import save_file
 
 from skipform import comparisons
+from skipform.errors import SkipformError
 from skipform.files import write_json_lines
-from skipform.stages import notebooks, paper
+from skipform.stages import notebooks, paper, review
 from skipform.stages.notebooks import join_numbers
 
 ROOT = Path(__file__).parents[1]
@@ -268,3 +271,175 @@ def test_the_picture_of_the_readme_is_what_the_schematics_draw(made):
 
 def coordinates(svg):
     return [f"{float(number):.2f}" for number in re.findall(r"-?\d+\.\d+", svg)]
+
+
+# The review page
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    """The review page of the made-up results, with the experiments and the explorer of the project, in its folder."""
+    for name in ("experiments", "results", "src/skipform/nets", "src/skipform/theory"):
+        shutil.copytree(ROOT / name, made / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "measures/explorer.json", made / "measures")
+    made_page(made)
+    return made / "build/review.html"
+
+
+def made_page(root):
+    """Write the page as `skipform review` does, whose analysis/ is that of the project."""
+    import frame
+
+    frame.ROOT, frame.GENERATED = root, root / "paper/generated"
+    text = runpy.run_path(str(ROOT / "analysis/review.py"))["page"]()
+    (root / "build").mkdir(exist_ok=True)
+    (root / "build/review.html").write_text(text)
+
+
+class Elements(HTMLParser):
+    """The tables of a page by their ids, rows of cells; its links, its identifiers, and the numbers that it names."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables, self.links, self.ids, self.numbers, self.loaded = {}, [], [], {}, []
+        self.row = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        self.links += [attributes["href"]] if tag == "a" else []
+        self.loaded += [attributes[key] for key in ("src", "srcset", "action", "data", "poster") if key in attributes]
+        if tag in ("link", "base", "iframe", "object", "embed"):
+            self.loaded.append(tag)
+        if "data-number" in attributes:
+            self.numbers[attributes["data-number"]] = attributes["value"]
+        if tag == "table":
+            self.rows = self.tables.setdefault(attributes.get("id"), [])
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.row = self.rows[-1]
+            self.row.append("")
+
+    def handle_endtag(self, tag):
+        if tag == "td":
+            self.row = None
+
+    def handle_data(self, data):
+        if self.row is not None:
+            self.row[-1] += data
+
+
+def test_the_review_page_holds_the_tables_and_the_numbers_of_the_paper(made, page):
+    found = Elements(page.read_text())
+    for name in ("survey", "verdicts", "comparisons", "statements", "layers", "grammar", "refused"):
+        table = pd.read_csv(made / f"paper/generated/table_{name}.csv", dtype=str, keep_default_na=False)
+        if name == "survey":
+            table = table.drop(columns="paper")  # where it is cited
+        if name == "layers":
+            table = table[["kind", "name", "instance", "depth", "widths", "relu_count"]]
+        assert [row for row in found.tables[f"table_{name}"] if row] == table.to_numpy().tolist(), name
+    numbers = json.loads((made / "paper/generated/numbers.json").read_text())
+    assert {"claims.supports", "statements.hold", "survey.runs"} <= found.numbers.keys()
+    for key, value in found.numbers.items():
+        part, name = key.split(".")
+        assert value == str(numbers[part][name])
+    for text in numbers["claims"]["against"]:
+        assert f">{text}</li>" in page.read_text()
+
+
+def test_the_explorer_shows_the_counts_that_were_measured(page):
+    explorer = json.loads((ROOT / "measures/explorer.json").read_text())
+    rows = [row for row in Elements(page.read_text()).tables["table_explorer"] if row]
+    assert [row[0] for row in rows] == [net["variant"] for net in explorer["nets"]]
+    for row, net in zip(rows, explorer["nets"], strict=True):
+        assert row[2:-1] == [f"{moment['regions']:,} / {moment['pieces']:,}" for moment in net["moments"]]
+
+
+def test_the_review_page_loads_nothing_and_fits_into_three_megabytes(page):
+    text = page.read_text()
+    found = Elements(text)
+    assert found.loaded == []
+    styles = "".join(re.findall(r"<style>(.*?)</style>", text, flags=re.DOTALL))
+    assert not re.search(r"@import|url\(|@font-face", styles)
+    (charts,) = re.findall(r'id="charts-data">(.*?)</script>', text)
+    assert '"url"' not in charts
+    assert len(text.encode()) < review.LARGEST == 3_000_000
+
+
+def test_every_link_of_the_review_page_leads_to_a_file_or_a_place_on_it(made, page):
+    found = Elements(page.read_text())
+    assert len(found.ids) == len(set(found.ids))
+    later = {"../paper/paper.pdf", "notebooks/index.html"}  # by the stages `paper` and `notebooks`
+    for link in {*found.links} - later:
+        assert link[1:] in found.ids if link.startswith("#") else (page.parent / link).exists(), link
+
+
+def test_every_source_of_a_number_has_a_command_and_an_experiment_or_a_check(page):
+    for entry in re.findall(r'<article id="source-.*?</article>', page.read_text(), flags=re.DOTALL):
+        assert re.search(r"<code>skipform \w+.*?</code>", entry)
+        assert re.search(
+            r'href="\.\./(experiments/\w+/\w+\.yaml|src/skipform/theory/\w+\.py|analysis/grammar\.py)"', entry
+        ) or ("source-grammar" in entry)
+
+
+def test_equal_results_give_an_equal_review_page(made, page):
+    first = page.read_bytes()
+    made_page(made)
+    assert page.read_bytes() == first
+
+
+def test_a_review_page_without_what_it_shows_is_refused(tmp_path):
+    with pytest.raises(SkipformError, match=r"analysis/review\.py: no such file; accepted: --root with a checkout"):
+        review.main(out=tmp_path / "review.html", root=tmp_path)
+    (tmp_path / "analysis").symlink_to(ROOT / "analysis")
+    with pytest.raises(SkipformError, match=r"generated/numbers\.json: no such file; skipform notebooks writes it"):
+        review.main(out=tmp_path / "review.html", root=tmp_path)
+
+
+@pytest.mark.page
+def test_the_review_page_opens_filters_and_explores_in_a_browser(page):
+    """From disk, without a request, an error or a message on the console."""
+    with Browser(page) as browser:
+        assert browser.wait("document.documentElement?.dataset.ready === 'true'") < 3  # seconds
+        assert browser.value("document.querySelectorAll('.chart svg').length") == 1 + len(NETS | BEYOND)
+
+        visible = "[...document.querySelectorAll('#curves article')].filter((a) => !a.hidden).map((a) => a.dataset.net)"
+        browser.choose("net", "pooled")
+        assert browser.value(visible) == ["pooled"]
+        assert browser.value("document.querySelectorAll('#table_survey tbody tr:not([hidden])').length") == 1
+        browser.choose("net", "")
+        browser.choose("task", "segment")
+        assert browser.value(visible) == ["unet"]
+        browser.choose("task", "")
+        browser.choose("claim", "(i)")
+        rows = "[...document.querySelectorAll('#table_comparisons tbody tr:not([hidden])')]"
+        assert browser.value(f"[...new Set({rows}.map((row) => row.dataset.claim))]") == ["(i)"]
+        browser.choose("claim", "")
+        browser.choose("scale", "paper")
+        assert browser.value(visible) == []
+        browser.choose("scale", "")
+        assert len(browser.value(visible)) == len(NETS | BEYOND)
+
+        explorer = json.loads((ROOT / "measures/explorer.json").read_text())
+        for k, net in enumerate(explorer["nets"]):
+            for m, moment in enumerate(net["moments"]):
+                browser.slide("which", k)
+                browser.slide("moment", m)
+                shown = browser.value(
+                    "[...document.querySelectorAll('#counts dd')].slice(0, 3).map((d) => d.textContent)"
+                )
+                assert shown == [f"{moment[key]:,}" for key in ("regions", "pieces", "maps")]
+                assert (
+                    browser.value("document.querySelector('#plane .pieces').getAttribute('d')")
+                    == moment["piece_borders"]
+                )
+
+        browser.value("document.querySelector('#table_survey a.n').click()")
+        assert browser.value("!popover.hidden && popover.querySelector('code').textContent.startsWith('skipform ')")
+        for width in (360, 1280):
+            browser.resize(width)
+            assert browser.value("document.documentElement.scrollWidth <= innerWidth"), f"wider than {width} pixels"
+        assert browser.requests == [page.as_uri()]
+        assert browser.messages == []

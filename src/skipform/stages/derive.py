@@ -79,9 +79,9 @@ def needs(command: str, root: Path) -> set[str]:
 
     name = command.split()[1]
     modules = {f"skipform.stages.{name}"}
-    for folder, experiment in re.findall(r"(?:experiments|runs)/(survey|claims)(?:/(\w+))?", command):
+    for folder, experiment in re.findall(r"(?:experiments|runs)/(survey|claims|explorer)(?:/(\w+))?", command):
         for file in sorted((root / "experiments" / folder).glob(f"{experiment or '*'}.yaml")):
-            modules |= set(_chosen(file, trained=name in ("fit", "examples")))
+            modules |= set(_chosen(file, trained=name in ("fit", "examples", "explore")))
     if name == "grammar":
         modules |= {f"skipform.nets.{net}" for net in nets.names()}
     files = set(closure(modules))

@@ -8,12 +8,13 @@ from skipform.errors import SkipformError
 from skipform.files import fields, read_text
 from skipform.pipeline import ask, prepare, reproduce
 
-DRAWN = ("notebooks", "paper")  # the stages that read records/ and measures/ alone
+DRAWN = ("notebooks", "review", "paper")  # the stages that read records/ and measures/ alone
 MISSING = ("deleted", "not in cache")  # what DVC calls a file that is not here
 
 
 def main() -> int:
-    """Draw all figures, tables and numbers, execute the notebooks and typeset the paper, from records/ and measures/.
+    """Draw all figures, tables and numbers, execute the notebooks, write the review page and typeset the paper, from
+    records/ and measures/.
 
     These files are part of the repository, so that this takes minutes and reads no weights. They have to belong to the
     sources, experiments and params.yaml at hand, as DVC says.

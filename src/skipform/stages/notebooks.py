@@ -1,7 +1,9 @@
 """Run the notebooks of analysis/: their results go to paper/generated/, the executed pages to build/notebooks/."""
 
 import asyncio
+import html
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbclient.util import ensure_async
 from nbconvert import HTMLExporter
-from nbformat import NotebookNode, writes
+from nbformat import NO_CONVERT, NotebookNode, read, writes
 from tqdm import tqdm
 
 from skipform import outputs
@@ -38,7 +40,7 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
     """Execute the percent-format notebooks of `root`/analysis.
 
     Figures, tables and numbers go to `root`/paper/generated, each notebook to `root`/build/notebooks as .ipynb and as
-    one HTML file. If a notebook fails, nothing is replaced. Equal inputs give equal bytes.
+    one HTML file, which index.html lists. If a notebook fails, nothing is replaced. Equal inputs give equal bytes.
 
     Args:
         only: Names of the notebooks to run (all when not given); the files of the others stay as they are.
@@ -76,10 +78,13 @@ def main(*, only: list[str] | None = None, kernels: Count = 2, root: str = ".") 
             join_numbers(new, list(notebooks))
             outputs.mark(new, [*made, "numbers.json"], "notebooks")
             outputs.replace(new, generated)
-    outputs.mark(pages, [f"{name}{ending}" for name in chosen for ending in (".ipynb", ".html")], "notebooks")
-    for name, (notebook, html) in texts.items():
+    names = [f"{name}{ending}" for name in chosen for ending in (".ipynb", ".html")]
+    outputs.mark(pages, [*names, "index.html"], "notebooks")
+    for name, (notebook, page) in texts.items():
         write_text(pages / f"{name}.ipynb", notebook)
-        write_text(pages / f"{name}.html", html)
+        write_text(pages / f"{name}.html", page)
+    executed = {path.stem: read(path, NO_CONVERT) for path in sorted(pages.glob("*.ipynb")) if path.stem in notebooks}
+    write_text(pages / "index.html", _index(executed, css))
     return 0
 
 
@@ -150,8 +155,49 @@ def _one_line(name: str, notebook: NotebookNode, error: str) -> str:
     return f"notebook analysis/{name}.py, cell {place} ({first!r}): {one_line(error)}"
 
 
+FOLDED = """{%- extends 'basic/index.html.j2' -%}
+{%- block input -%}<details class="code"><summary>code</summary>{{ super() }}</details>{%- endblock input -%}"""
+
+
 def _html(name: str, notebook: NotebookNode, css: str) -> str:
-    """The executed notebook as one HTML page that loads nothing from the network."""
-    body, _ = HTMLExporter(template_name="basic").from_notebook_node(notebook)
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{name}</title>'
+    """The executed notebook as one HTML page that loads nothing from the network; its code is folded."""
+    body, _ = HTMLExporter(raw_template=FOLDED).from_notebook_node(notebook)
+    return _page(name, css, f'<p><a href="index.html">All notebooks</a></p>\n{body}')
+
+
+def _page(title: str, css: str, body: str) -> str:
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
     return f'<!doctype html>\n<html lang="en"><head>{head}<style>\n{css}</style></head><body>\n{body}</body></html>\n'
+
+
+def _index(notebooks: dict[str, NotebookNode], css: str) -> str:
+    """The page that lists the executed notebooks: title, first sentence, and first picture or table of each."""
+    entries = []
+    for name, notebook in notebooks.items():
+        title, sentence = _introduction(notebook)
+        link, picture = html.escape(f"{name}.html"), _first_picture(notebook)
+        text = f'<h2><a href="{link}">{html.escape(title or name)}</a></h2><p>{html.escape(sentence)}</p>'
+        entries.append(
+            f'<article><a class="preview" href="{link}" tabindex="-1">{picture}</a><div>{text}</div></article>\n'
+        )
+    return _page("The notebooks", css, f'<h1>The notebooks</h1>\n<div class="index">\n{"".join(entries)}</div>')
+
+
+def _introduction(notebook: NotebookNode) -> tuple[str, str]:
+    """The title of a notebook, and the first sentence below it without its marks of emphasis."""
+    first = notebook.cells[0].source if notebook.cells and notebook.cells[0].cell_type == "markdown" else ""
+    title, _, rest = first.partition("\n")
+    paragraph = " ".join(rest.strip().partition("\n\n")[0].split()).replace("**", "").replace("`", "")
+    sentence = re.match(r".*?[.:](?= [A-Z]|$)", paragraph)
+    text = sentence[0] if sentence else paragraph
+    return title.lstrip("# ").strip(), f"{text[:-1]}." if text.endswith(":") else text
+
+
+def _first_picture(notebook: NotebookNode) -> str:
+    """The first picture of an executed notebook, else its first table, as HTML; nothing if it has neither."""
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", ()) if "data" in output]
+    for data in shown:
+        if "image/png" in data:
+            return f'<img alt="" src="data:image/png;base64,{data["image/png"].strip()}">'
+    tables = [re.search(r"<table.*</table>", data["text/html"], re.DOTALL) for data in shown if "text/html" in data]
+    return next((f"<div>{table[0]}</div>" for table in tables if table), "")
