@@ -25,8 +25,8 @@ settings.register_profile(
 )
 settings.register_profile("fresh", settings.get_profile("same"), derandomize=False)
 settings.load_profile("same")
-# torch.export pretends that there is a CUDA device. A first backward pass after it starts threads for that device, and a
-# process that has them can fork none that trains. A first pass before it starts none.
+# torch.export pretends that there is a CUDA device. A first backward pass after it starts threads for that device, and
+# a process that has them can fork none that trains. A first pass before it starts none.
 torch.ones((), requires_grad=True).backward()
 
 
