@@ -46,7 +46,7 @@ WHERE = {  # the runs are trained, by default in local processes
 
 def main(argv: list[str]) -> int:
     path = _experiment_file(argv)
-    from skipform.training import launch, plan
+    from skipform.training import launch, plan, tracking
     from skipform.training.executor import configure_process
     from skipform.training.experiment import read
 
@@ -60,6 +60,8 @@ def main(argv: list[str]) -> int:
             outputs.check_file(options["records"], "--records", suffixes=[".jsonl"])
     out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
+    if leads:
+        tracking.ask(experiment.wandb)
     executor = launch.executor_for(experiment, len(runs), **options["where"])
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
