@@ -50,6 +50,7 @@ STAGES = {
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "paper": "typeset the paper",
+    "dashboard": "make a workspace and a report in Weights & Biases, a section per claim and per task",
     "costs": "renew what the experiment files state about time, memory and disk at scale paper",
     "derive": "renew the dependencies of the pipeline's stages on the sources",
 }

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
     if leads:
-        tracking.ask(experiment.wandb)
+        tracking.prepare(experiment.wandb)
     executor = launch.executor_for(experiment, len(runs), **options["where"])
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])

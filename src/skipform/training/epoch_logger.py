@@ -28,6 +28,10 @@ class EpochLogger(WandbLogger):
         values = {key: value for key, value in metrics.items() if key != "epoch"}
         self.experiment.log(values | {"epoch": step}, step=step)
 
+    def finalize(self, status: str) -> None:
+        if status != "success":  # after an exception or Ctrl-C; a run that succeeds is ended by `close`
+            self.experiment.finish(exit_code=1)
+
     def close(self, metrics: dict[str, Any], seconds: float) -> None:
         """End the run, with its score, its size and its time as its summary. metrics: see `Journal.metrics`."""
         name, unit = metrics["shown"]

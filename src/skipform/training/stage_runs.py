@@ -47,11 +47,10 @@ def log(stage: str, options: dict[str, Any], seconds: float) -> None:
     if stage not in ENTRIES or not Path("dvc.yaml").is_file():
         return
     setting = _setting()
-    tracking.ask(setting)
+    tracking.prepare(setting)
     mode = tracking.mode_of(setting)
     if mode == "disabled":
         return
-    tracking.import_wandb()
     import wandb
 
     try:
@@ -159,7 +158,7 @@ def _claims(options: dict[str, Any]) -> Iterator[Entry]:
         summary={outcome: outcomes.count(outcome) for outcome in ("supports", "contradicts", "open")},
         tags=[f"claim {folder.name}", *dict.fromkeys(row["claim"] for row in decided)],
         notes=_question(folder),
-        media=lambda: {"verdicts": _table(decided)},
+        media=lambda: {f"{folder.name}/verdicts": _table(decided)},
     )
 
 
@@ -196,6 +195,8 @@ def _measured(job_type: str, options: dict[str, Any], rows: Rows, names: dict[st
                 "score_name": f"test {score} in {unit}",
                 "parameters": trained["parameters"],
                 **medians,
+                # the same under keys of the claim: a section of a W&B workspace has no filter but its keys
+                **({f"{folder.name}/{key}": value for key, value in medians.items()} if job_type == "claims" else {}),
             },
             tags=tracking.tags_of(folder, config),
             notes=_question(folder),

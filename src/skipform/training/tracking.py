@@ -70,13 +70,19 @@ def mode_of(setting: str) -> str:
     return "offline" if mode in ("online", "shared") and UNREACHED in os.environ else mode
 
 
-def ask(setting: str) -> None:
-    """Ask W&B whether it answers, if runs are to be online, so that not every worker has to; one line if it does not.
+def prepare(setting: str) -> None:
+    """Do once, before workers are forked, what each of them would do: import W&B, which takes a second of CPU and
+    starts no thread, and find out whether it answers, if runs are to be online."""
+    mode = mode_of(setting)
+    if mode in ("online", "shared") and (secret := key()) is not None:
+        _ask(secret)
+    if mode != "disabled":
+        import_wandb()
+        import wandb.sdk.launch  # noqa: F401  # which W&B imports when its first run starts
 
-    Call it before the workers are started. W&B itself is not imported: it starts threads, which fork does not copy.
-    """
-    if mode_of(setting) not in ("online", "shared") or (secret := key()) is None:
-        return
+
+def _ask(secret: str) -> None:
+    """Ask W&B whether it takes this key; if it does not, or does not answer, runs are logged offline."""
     request = Request(
         f"{_address()}/graphql",
         data=json.dumps({"query": "{viewer{id}}"}).encode(),
@@ -180,6 +186,9 @@ def question(file: Path) -> str:
     return " ".join(match[1].replace("\n#", " ").split()) if match else ""
 
 
+_temporary = ExitStack()  # of `import_wandb`; a forked worker that lost its last reference would remove the folder
+
+
 def import_wandb() -> None:
     """Import W&B, so that none of its temporary folders outlives this process for good.
 
@@ -188,9 +197,9 @@ def import_wandb() -> None:
     """
     if "wandb" in sys.modules:
         return
-    stack, usual = ExitStack(), tempfile.gettempdir()
-    folder = stack.enter_context(temporary_folder(Path(usual, f"wandb-{os.getuid()}")))
-    Finalize(None, stack.close, exitpriority=0)
+    usual = tempfile.gettempdir()
+    folder = _temporary.enter_context(temporary_folder(Path(usual, f"wandb-{os.getuid()}")))
+    Finalize(None, _temporary.close, exitpriority=0)
     tempfile.tempdir = str(folder)
     try:
         import wandb  # noqa: F401
