@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import wandb
 import yaml
 
 from skipform.stages import cli
@@ -68,6 +69,7 @@ def read(folder):
 
 def read_all(folder):
     """Id -> run, of all runs that were logged offline in the folder; no id twice."""
+    wandb.teardown()  # which writes all that is not written yet
     folders = sorted((folder / "wandb").glob("offline-run-*"))
     with ThreadPoolExecutor(2) as pool:
         runs = [*pool.map(read, folders)]

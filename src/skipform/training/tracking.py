@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,8 +138,10 @@ def start(
         init_timeout=ANSWER_WITHIN,
     )
     wandb.setup(settings)
+    _write_all_at_the_end_of(os.getpid())
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[: LONGEST_ID - 9]
     options: dict[str, Any] = {
+        "entity": os.environ.get("WANDB_ENTITY"),
         "project": os.environ.get("WANDB_PROJECT", "skipform"),
         "id": f"{stem}-{digest[:8]}",
         "name": name,
@@ -162,6 +165,14 @@ def start(
         if older != own:
             shutil.rmtree(older)
     return run
+
+
+@cache
+def _write_all_at_the_end_of(process: int) -> None:
+    """Let W&B write what it has not written when this process ends: by itself it does so in none but the main one."""
+    import wandb
+
+    Finalize(None, wandb.teardown, exitpriority=1)
 
 
 def experiment_of(path: Path) -> str:
