@@ -60,14 +60,14 @@ def main(argv: list[str]) -> int:
             outputs.check_file(options["records"], "--records", suffixes=[".jsonl"])
     out, work = Path(out), Path(f"{out}{outputs.UNFINISHED}")
     runs = [(label, seed) for label in experiment.variants for seed in seeds]
-    if leads:
-        tracking.prepare(experiment.wandb)
     executor = launch.executor_for(experiment, len(runs), **options["where"])
     if experiment.trainer["devices"] * experiment.trainer["num_nodes"] > 1 and not launch.launched():
         return launch.on_devices(main, argv, experiment.trainer["devices"], experiment.trainer["num_nodes"])
     # torch would hang in the forked workers if it had used more than one thread before
     configure_process(1 if executor.forked and executor.workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * plan.check(path, experiment, storage)
+    if leads:
+        tracking.prepare(experiment.wandb)
     train = partial(plan.train, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
     from skipform.runs import FILES, Run
     from skipform.training.run import UNFINISHED_FILES
