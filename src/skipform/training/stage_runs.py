@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from skipform.errors import one_line
-from skipform.files import checksum, digest_of, read_json, read_text, read_yaml
+from skipform.files import checksum, digest_of, read_json, read_text
 from skipform.training import tracking
 
 Rows = list[dict[str, Any]]
@@ -46,7 +46,7 @@ def log(stage: str, options: dict[str, Any], seconds: float) -> None:
     here; a line on standard error if W&B fails, which is no failure of the stage."""
     if stage not in ENTRIES or not Path("dvc.yaml").is_file():
         return
-    setting = _setting()
+    setting = tracking.setting_here()
     tracking.prepare(setting)
     mode = tracking.mode_of(setting)
     if mode == "disabled":
@@ -58,13 +58,6 @@ def log(stage: str, options: dict[str, Any], seconds: float) -> None:
             _log(entry, mode, {"command": stage, "options": _plain(options)}, seconds)
     except (wandb.errors.Error, OSError) as error:
         print(f"skipform {stage}: done, but not logged to W&B: {one_line(error)}", file=sys.stderr)
-
-
-def _setting() -> str:
-    """What the scale of params.yaml states about W&B; auto if it states nothing."""
-    params = read_yaml("params.yaml") if Path("params.yaml").is_file() else {}
-    file = Path(f"experiments/scale/{params.get('scale')}.yaml")
-    return read_yaml(file).get("wandb", "auto") if file.is_file() else "auto"
 
 
 def _log(entry: Entry, mode: str, config: dict[str, Any], seconds: float) -> None:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from skipform.errors import SkipformError, one_line
-from skipform.files import read_text, temporary_folder
+from skipform.files import read_text, read_yaml, temporary_folder
 from skipform.sources import PACKAGE, nets_in
 
 if TYPE_CHECKING:
@@ -72,18 +72,26 @@ def mode_of(setting: str) -> str:
 
 
 def prepare(setting: str) -> None:
-    """Do once, before workers are forked, what each of them would do: import W&B, which takes a second of CPU and
-    starts no thread, and find out whether it answers, if runs are to be online."""
-    mode = mode_of(setting)
-    if mode in ("online", "shared") and (secret := key()) is not None:
-        _ask(secret)
-    if mode != "disabled":
+    """Do once, before workers are forked, what each of them would do: ask W&B, and import it, which takes a second of
+    CPU and starts no thread."""
+    ask(setting)
+    if mode_of(setting) != "disabled":
         import_wandb()
         import wandb.sdk.launch  # noqa: F401  # which W&B imports when its first run starts
 
 
-def _ask(secret: str) -> None:
-    """Ask W&B whether it takes this key; if it does not, or does not answer, runs are logged offline."""
+def setting_here() -> str:
+    """What the scale of ./params.yaml states about W&B, for all stages of the pipeline; auto if it states nothing."""
+    params = read_yaml("params.yaml") if Path("params.yaml").is_file() else {}
+    file = Path(f"experiments/scale/{params.get('scale')}.yaml")
+    return read_yaml(file).get("wandb", "auto") if file.is_file() else "auto"
+
+
+def ask(setting: str) -> None:
+    """If runs are to be online, ask W&B whether it takes the key. If it does not, or does not answer, this process and
+    those that it starts log offline, and one line says so."""
+    if mode_of(setting) not in ("online", "shared") or (secret := key()) is None:
+        return
     request = Request(
         f"{_address()}/graphql",
         data=json.dumps({"query": "{viewer{id}}"}).encode(),
