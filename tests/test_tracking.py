@@ -16,7 +16,7 @@ import pytest
 import wandb
 import yaml
 
-from skipform.stages import cli
+from skipform.stages import cli, dashboard
 from skipform.stages.notebooks import join_numbers
 from skipform.training import stage_runs, tracking
 from skipform.training.journal import Journal
@@ -303,3 +303,24 @@ def test_a_dashboard_has_a_section_per_claim_and_per_task_and_is_written_without
     assert all(title in text for title in expected)
     assert all(made[view].get("entity", "me") == "me" for view in made)
     assert made["workspace"]["project"] == "mine"
+
+
+def test_a_dashboard_is_made_in_wandb_where_there_is_a_key(project, monkeypatch, capsys):
+    made = []
+    for kind in (dashboard.ws.Workspace, dashboard.wr.Report):
+        monkeypatch.setattr(kind, "save", lambda self: made.append(self))
+        monkeypatch.setattr(kind, "url", property(lambda self: f"https://there/{self.entity}/{self.project}"))
+    monkeypatch.setenv("WANDB_MODE", "auto")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_ENTITY", "me")
+    monkeypatch.setattr(dashboard.tracking, "ask", lambda setting: None)
+    assert cli.main(["dashboard", "--out", "d.json"]) == 0
+    assert [type(view).__name__ for view in made] == ["Workspace", "Report"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["https://there/me/skipform"] * 2
+
+
+def test_what_goes_wrong_with_wandb_is_a_line_and_no_failure_of_a_stage(project, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "loud")
+    stage_runs.log("verify", {"out": ROOT / "measures" / "theorems.json"}, 1.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("skipform verify: done, but not logged to W&B: WANDB_MODE: 'loud'; accepted: online")

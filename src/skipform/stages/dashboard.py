@@ -50,6 +50,7 @@ def main(
     check_file(out, suffixes=[".json"])
     entity = entity or os.environ.get("WANDB_ENTITY", "")
     project = project or os.environ.get("WANDB_PROJECT", "skipform")
+    tracking.ask("auto")
     online = tracking.mode_of("auto") in ("online", "shared") and tracking.key() is not None
     if online and not entity:
         import wandb

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skipform.errors import one_line
+from skipform.errors import SkipformError, one_line
 from skipform.files import checksum, digest_of, read_json, read_text
 from skipform.training import tracking
 
@@ -46,42 +46,40 @@ def log(stage: str, options: dict[str, Any], seconds: float) -> None:
     here; a line on standard error if W&B fails, which is no failure of the stage."""
     if stage not in ENTRIES or not Path("dvc.yaml").is_file():
         return
-    setting = tracking.setting_here()
-    tracking.prepare(setting)
-    mode = tracking.mode_of(setting)
-    if mode == "disabled":
-        return
-    import wandb
-
     try:
-        for entry in ENTRIES[stage](options):
-            _log(entry, mode, {"command": stage, "options": _plain(options)}, seconds)
-    except (wandb.errors.Error, OSError) as error:
+        setting = tracking.setting_here()
+        tracking.prepare(setting)
+        if (mode := tracking.mode_of(setting)) != "disabled":
+            for entry in ENTRIES[stage](options):
+                _log(entry, mode, {"command": stage, "options": _plain(options)}, seconds)
+    except (SkipformError, OSError) as error:
         print(f"skipform {stage}: done, but not logged to W&B: {one_line(error)}", file=sys.stderr)
 
 
 def _log(entry: Entry, mode: str, config: dict[str, Any], seconds: float) -> None:
     import wandb
 
-    run = tracking.start(
-        mode,
-        name=entry.name,
-        digest=entry.digest,
-        group=entry.group,
-        job_type=entry.job_type,
-        config=config | entry.config,
-        tags=entry.tags,
-        notes=entry.notes,
-    )
-    media = entry.media()
-    if media:
-        run.log(media, step=0)
-    for name, path in entry.files.items():
-        artifact = wandb.Artifact(name, type=entry.job_type)
-        artifact.add_file(str(path))
-        run.log_artifact(artifact)
-    run.summary.update(entry.summary | {"seconds": round(seconds, 3)})
-    run.finish()
+    try:
+        run = tracking.start(
+            mode,
+            name=entry.name,
+            digest=entry.digest,
+            group=entry.group,
+            job_type=entry.job_type,
+            config=config | entry.config,
+            tags=entry.tags,
+            notes=entry.notes,
+        )
+        if media := entry.media():
+            run.log(media, step=0)
+        for name, path in entry.files.items():
+            artifact = wandb.Artifact(name, type=entry.job_type)
+            artifact.add_file(str(path))
+            run.log_artifact(artifact)
+        run.summary.update(entry.summary | {"seconds": round(seconds, 3)})
+        run.finish()
+    except wandb.errors.Error as error:
+        raise SkipformError(one_line(error)) from error
 
 
 def _verify(options: dict[str, Any]) -> Iterator[Entry]:
