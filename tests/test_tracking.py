@@ -197,7 +197,7 @@ def test_examples_are_read_back_as_masks_boxes_attention_and_texts(project):
     assert gpt["texts._type"] == "table-file"
 
 
-def test_statements_grammar_figures_and_the_paper_are_read_back(project):
+def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project):
     generated = project / "paper" / "generated"
     generated.mkdir(parents=True)
     (generated / "fig_square.svg").write_text(
@@ -211,8 +211,12 @@ def test_statements_grammar_figures_and_the_paper_are_read_back(project):
     stage_runs.log("grammar", {"out": str(ROOT / "measures" / "grammar.json"), "scale": "embedded"}, 1.0)
     stage_runs.log("notebooks", {"root": "."}, 1.0)
     stage_runs.log("paper", {"output": "paper/paper.pdf"}, 1.0)
+    shutil.copy(generated / "fig_square.svg", "regions.svg")
+    Path("regions.csv").write_text("region,piece,area,corners\n0,0,1.0,...\n1,0,2.0,...\n")
+    stage_runs.log("regions", {"source": "runs/mlp/seed0", "out": Path("regions.svg")}, 1.0)
     runs = {logged.run["job_type"]: logged for logged in read_all(project).values()}
-    assert runs.keys() == {"verify", "grammar", "figures", "paper"}
+    assert runs.keys() == {"verify", "grammar", "figures", "paper", "regions"}
+    assert (runs["regions"].summary["regions"], runs["regions"].summary["pieces"]) == (2, 1)
     assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == 29
     assert {runs["verify"].summary[f"{key}._type"] for key in ("statements", "constructors")} == {"table-file"}
     assert runs["grammar"].summary["rewritten"] + runs["grammar"].summary["refused"] == 27

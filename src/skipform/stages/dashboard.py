@@ -57,7 +57,8 @@ def main(
 
         entity = wandb.Api().default_entity or ""
     groups = groups_of(Path(root), scale)
-    workspace, report = workspace_of(entity, project, groups), report_of(entity, project, groups)
+    figures = [path.stem.removeprefix("fig_") for path in sorted(Path(root, "paper/generated").glob("fig_*.svg"))]
+    workspace, report = workspace_of(entity, project, groups, figures), report_of(entity, project, groups)
     views: dict[str, Any] = {"workspace": workspace, "report": report}
     write_json(out, {name: view._to_model().model_dump(mode="json", by_alias=True) for name, view in views.items()})
     print(f"{out}: a workspace of {len(workspace.sections)} sections and a report")
@@ -114,8 +115,12 @@ def _of_task(task: str, experiments: list[Experiment]) -> Group:
     return Group(task, f"Task: {task.replace('_', ' ')}", questions, False, [], scores)
 
 
-def workspace_of(entity: str, project: str, groups: list[Group]) -> ws.Workspace:
-    """The workspace. Its sections draw all selected runs, so that a section is made of metrics that are its own."""
+def workspace_of(entity: str, project: str, groups: list[Group], figures: list[str]) -> ws.Workspace:
+    """The workspace. Its sections draw all selected runs, so that a section is made of metrics that are its own.
+
+    figures: the names of the paper's figures; without any, as before `make figures`, there is no section of them.
+    """
+    pictures: list[Any] = [wr.MediaBrowser(title=name, media_keys=[f"figure/{name}"]) for name in figures]
     sections = [
         ws.Section(
             name="Statements",
@@ -126,6 +131,7 @@ def workspace_of(entity: str, project: str, groups: list[Group]) -> ws.Workspace
         ws.Section(name="Expressiveness", panels=_expressiveness()),
         ws.Section(name="Training", panels=[_curve(f"{split}/loss") for split in ("train", "test")]),
         ws.Section(name="Rewriting", panels=[_table("grammar")]),
+        *([ws.Section(name="Figures of the paper", panels=pictures)] if pictures else []),
         ws.Section(name="Tables of the paper", panels=[_table(f"table/{name}") for name in TABLES]),
     ]
     return ws.Workspace(
