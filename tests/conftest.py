@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
+os.environ.setdefault("WANDB_MODE", "disabled")  # where a test does not say otherwise
 assert providers._get_local_constants  # hypothesis has no public setting for this
 providers._get_local_constants = providers.Constants
 settings.register_profile(

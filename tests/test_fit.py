@@ -562,7 +562,7 @@ def test_a_key_is_looked_for_where_wandb_keeps_it(environment, lines, expected, 
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     if lines:
         (tmp_path / "netrc").write_text(lines)
-    assert tracking.has_key() is expected
+    assert (tracking.key() is not None) is expected
 
 
 def test_without_a_key_wandb_keeps_its_run_here_and_asks_nothing(tmp_path, monkeypatch, capfd):
@@ -582,8 +582,9 @@ def test_with_a_key_but_no_network_wandb_keeps_its_run_here_and_says_so_in_a_lin
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing answers at port 9
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setattr(tracking, "ANSWER_WITHIN", 1.0)
-    monkeypatch.setattr(tracking, "_reached", True)
-    fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "1"])  # the second run does not wait again
+    monkeypatch.setenv(tracking.UNREACHED, "")  # so that it is removed after this test
+    monkeypatch.delenv(tracking.UNREACHED)
+    fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"])  # no worker asks again
     assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
     (line,) = (line for line in "".join(capfd.readouterr()).splitlines() if "W&B" in line or "wandb" in line)
     assert line.startswith("W&B is not reached, so runs are logged offline: ")
@@ -596,7 +597,7 @@ def test_a_logger_counts_in_epochs_and_after_a_restart_is_given_those_before_it(
         checkpoint(self, trainer, pl_module)
         raise Killed
 
-    def opened(mode, config):
+    def opened(mode, file, config, fingerprint):
         loggers.append(CSVLogger(tmp_path, name=f"log{len(loggers)}"))
         return loggers[-1]
 

@@ -18,6 +18,7 @@ WITHOUT_NUMBERS = {
     "skipform.errors",
     "skipform.stages.cli",
     "skipform.training.tracking",
+    "skipform.training.epoch_logger",
     "skipform.sources",
 }
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -51,9 +52,13 @@ STAGES = {
     "notebooks": "execute the analysis: figures, tables, numbers",
     "review": "write the review page: every result on one page, which opens from disk",
     "paper": "typeset the paper",
+    "dashboard": "make a workspace and a report in Weights & Biases, a section per claim and per task",
     "costs": "renew what the experiment files state about time, memory and disk at scale paper",
     "derive": "renew the dependencies of the pipeline's stages on the sources",
 }
+
+# Stages whose results are logged to Weights & Biases, in a checkout; `fit` logs its own runs while it trains.
+LOGGED = ("verify", "grammar", "measure", "claims", "examples", "regions", "notebooks", "paper")
 
 EXIT_STATUSES = """exit status:
   0         done
@@ -118,7 +123,13 @@ def _run(stage: str, argv: list[str]) -> int:
     # `fit` reads its own command line: what it accepts depends on the nets, the data and the tasks there are. So does
     # `data`, which takes any number of names.
     options: dict[str, Any] = {"argv": argv} if stage in ("fit", "data") else _options(stage, argv)
-    return import_module(f"skipform.stages.{stage}").main(**options) or 0
+    start = time.monotonic()
+    status = import_module(f"skipform.stages.{stage}").main(**options) or 0
+    if stage in LOGGED and not status:
+        from skipform.training import stage_runs
+
+        stage_runs.log(stage, options, time.monotonic() - start)
+    return status
 
 
 @contextmanager

@@ -46,7 +46,7 @@ WHERE = {  # the runs are trained, by default in local processes
 
 def main(argv: list[str]) -> int:
     path = _experiment_file(argv)
-    from skipform.training import launch, plan
+    from skipform.training import launch, plan, tracking
     from skipform.training.executor import configure_process
     from skipform.training.experiment import read
 
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> int:
     # torch would hang in the forked workers if it had used more than one thread before
     configure_process(1 if executor.forked and executor.workers > 1 else experiment.threads)
     steps = len(runs) * experiment.trainer["max_epochs"] * plan.check(path, experiment, storage)
+    if leads:
+        tracking.prepare(experiment.wandb)
     train = partial(plan.train, work, experiment, shlex.join(["skipform", "fit", *argv]), storage)
     from skipform.runs import FILES, Run
     from skipform.training.run import UNFINISHED_FILES

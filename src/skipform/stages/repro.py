@@ -16,6 +16,7 @@ import psutil
 from skipform.errors import SkipformError
 from skipform.files import fields, read_json, read_yaml, write_json
 from skipform.pipeline import Graph, Outcome, ask, prepare, recover, reproduce, stages
+from skipform.training import tracking
 
 SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
 FIRST = "data"  # runs before all others, which do not depend on it: without the data nothing is begun
@@ -38,6 +39,7 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
     if not out_of_date:
         print(f"all {len(graph)} stages are up to date")
         return 0
+    tracking.ask(tracking.setting_here())  # so that not every stage finds out that W&B does not answer
     return _run(graph, out_of_date, jobs or default_jobs(), force)
 
 

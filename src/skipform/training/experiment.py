@@ -46,6 +46,7 @@ NOT_IN_FILES = {  # section -> the arguments that an experiment file cannot give
 class Experiment:
     """One experiment at one scale, with every argument of its nets, data, task, ..., defaults included."""
 
+    file: Path
     name: str
     scale: str
     variants: dict[str, Block]
@@ -87,7 +88,7 @@ def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = Non
             check_keys(layer, [*_TOP, *NOT_IN_FILES, "variants", *scales * (source == path)], str(source))
         where = f"{path} ({checked})"
         try:
-            experiments[checked] = _complete(where, path.stem, checked, _merged(layer for _, layer in layers))
+            experiments[checked] = _complete(where, path, checked, _merged(layer for _, layer in layers))
         except RecursionError:
             raise SkipformError(f"{where}: a block contains itself; accepted: blocks in blocks that end") from None
     return experiments
@@ -101,7 +102,7 @@ _TOP = {
 }
 
 
-def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
+def _complete(where: str, file: Path, scale: str, given: Block) -> Experiment:
     kind, data_given = _named("data", given.get("data", {}), data.sets(), where)
     task, task_given = _named("task", given.get("task", {}), tasks.names(), where)
     data_class, task_class = data.kind(kind), tasks.kind(task)
@@ -125,7 +126,8 @@ def _complete(where: str, name: str, scale: str, given: Block) -> Experiment:
                 f" at most 100, and at the end none of {', '.join(RESERVED)}"
             )
     return Experiment(
-        name=name,
+        file=file,
+        name=file.stem,
         scale=scale,
         variants={str(label): _net(block, stated, f"{where}: variants.{label}") for label, block in variants.items()},
         data=data_block,

@@ -68,7 +68,7 @@ def train(
         "optimizer": experiment.optimizer,
         "trainer": experiment.trainer,
     }
-    logger = partial(tracking.logger, experiment.wandb)
+    logger = partial(tracking.logger, experiment.wandb, experiment.file)
     folder = folder / label / f"seed{seed}"
     return run.train(folder, config, command=command, bar=bar, storage=storage, open_logger=logger)
 

@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import PassThroughProfiler
 from safetensors.torch import save_model
 from torch import nn
@@ -52,6 +52,7 @@ from skipform.runs import CHECKED, FILES, Run
 from skipform.sources import closure, nets_in
 from skipform.tasks import Task
 from skipform.training import weights
+from skipform.training.epoch_logger import EpochLogger
 from skipform.training.journal import Journal, is_intact, mixed
 
 UNFINISHED_FILES = ("begun.json", "last.ckpt")  # beside them, until they are all there
@@ -64,7 +65,7 @@ def train(
     command: str,
     bar: tqdm,
     storage: Mapping[str, Any],
-    open_logger: Callable[[dict[str, Any]], WandbLogger | None] = lambda config: None,
+    open_logger: Callable[[dict[str, Any], str], Logger | None] = lambda config, fingerprint: None,
 ) -> dict[str, Any]:
     """Do the run that `config` describes (see config.yaml) in `folder`, and return its metrics.
 
@@ -94,15 +95,15 @@ def train(
         save(net, folder / "initial.safetensors")
     module = data.build(seed, lightning=True, **config["data"] | storage)
     if leads:
-        trainer.logger = open_logger(config)
+        trainer.logger = open_logger(config, digest)
     task = tasks.build(net=net, optimizer=config["optimizer"], **config["task"])
     if config["trainer"]["fast"]:
         task.compile_step(channels_last=device == "cuda")
     fit(trainer, task, module, checkpoint)
     metrics = journal.metrics(config, task)
     if leads:
-        if isinstance(trainer.logger, WandbLogger):
-            trainer.logger.experiment.finish()
+        if isinstance(trainer.logger, EpochLogger):
+            trainer.logger.close(metrics, journal.seconds)
         write_results(folder, config, net, journal, metrics, fingerprint=digest, seed=seed, command=command)
     return metrics
 

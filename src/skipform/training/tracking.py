@@ -1,67 +1,211 @@
-"""Weights & Biases, which receives what a task logs and is never read back."""
+"""Weights & Biases, which receives what trainings and stages log and is never read back.
 
+Entity, project, group and folder are those of WANDB_ENTITY, WANDB_PROJECT, WANDB_RUN_GROUP and WANDB_DIR; without them
+the user's own entity, skipform, the experiment and ./wandb.
+"""
+
+import base64
+import json
 import netrc
 import os
+import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
-
-from lightning.pytorch.loggers import WandbLogger
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from skipform.errors import SkipformError, one_line
-from skipform.files import temporary_folder
+from skipform.files import read_text, read_yaml, temporary_folder
+from skipform.sources import PACKAGE, nets_in
 
-_reached = True  # until W&B has not answered
-ANSWER_WITHIN = 5.0  # seconds in which W&B must answer; asking who the key belongs to comes before, 2 seconds more
+if TYPE_CHECKING:
+    from wandb import Run
+
+    from skipform.training.epoch_logger import EpochLogger
+
+ANSWER_WITHIN = 5.0  # seconds in which W&B must answer
+UNREACHED = "SKIPFORM_WANDB_UNREACHED"  # an environment variable, so that the processes started later know it too
+MODES = ("online", "offline", "shared", "disabled")
+LONGEST_ID, LONGEST_TAG = 64, 64  # W&B's limits, in characters
 
 
-def logger(mode: str, config: dict[str, Any]) -> WandbLogger | None:
-    """A W&B run in ./wandb (or WANDB_DIR), online only with a key and a network; it never asks a question.
+def logger(mode: str, file: Path, config: dict[str, Any], fingerprint: str) -> "EpochLogger | None":
+    """The logger of a training run; None if `mode` is disabled.
 
-    mode: auto, online, offline or disabled; auto is WANDB_MODE, or else online with a key and offline without one.
+    mode: see `mode_of`. file: of the experiment. config, fingerprint: of the run, see `training.run`.
     """
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "auto")
-    if mode == "auto":
-        mode = "online" if has_key() else "offline"
+    mode = mode_of(mode)
     if mode == "disabled":
         return None
+    from skipform.training.epoch_logger import EpochLogger
+
+    run = start(
+        mode,
+        name="{experiment} {variant} s{seed}".format(**config),
+        digest=fingerprint,
+        group=experiment_of(file),
+        job_type="fit",
+        config=config | {"file": str(file), "fingerprint": fingerprint},
+        tags=tags_of(file, config),
+        notes=question(file),
+    )
+    return EpochLogger(run)
+
+
+def mode_of(setting: str) -> str:
+    """online, offline, shared or disabled; the setting auto is WANDB_MODE, or else online with a key and offline
+    without one. It is never online once W&B has not answered."""
+    mode = os.environ.get("WANDB_MODE", "auto") if setting == "auto" else setting
+    if mode == "auto":
+        mode = "online" if key() else "offline"
+    if mode not in MODES:
+        raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: {', '.join(MODES)}")
+    return "offline" if mode in ("online", "shared") and UNREACHED in os.environ else mode
+
+
+def prepare(setting: str) -> None:
+    """Do once, before workers are forked, what each of them would do: ask W&B, and import it, which takes a second of
+    CPU and starts no thread."""
+    ask(setting)
+    if mode_of(setting) != "disabled":
+        import_wandb()
+        import wandb.sdk.launch  # noqa: F401  # which W&B imports when its first run starts
+
+
+def setting_here() -> str:
+    """What the scale of ./params.yaml states about W&B, for all stages of the pipeline; auto if it states nothing."""
+    params = read_yaml("params.yaml") if Path("params.yaml").is_file() else {}
+    file = Path(f"experiments/scale/{params.get('scale')}.yaml")
+    return read_yaml(file).get("wandb", "auto") if file.is_file() else "auto"
+
+
+def ask(setting: str) -> None:
+    """If runs are to be online, ask W&B whether it takes the key. If it does not, or does not answer, this process and
+    those that it starts log offline, and one line says so."""
+    if mode_of(setting) not in ("online", "shared") or (secret := key()) is None:
+        return
+    request = Request(
+        f"{_address()}/graphql",
+        data=json.dumps({"query": "{viewer{id}}"}).encode(),
+        headers={
+            "Content-Type": "application/json",
+            "Authorization": f"Basic {base64.b64encode(f'api:{secret}'.encode()).decode()}",
+        },
+    )
+    try:
+        urlopen(request, timeout=ANSWER_WITHIN).close()
+    except HTTPError as error:
+        if error.code in (401, 403):
+            _go_offline(f"it does not accept the key ({error.code} {error.reason})")
+    except (OSError, ValueError) as error:  # ValueError: an address that is none
+        _go_offline(one_line(getattr(error, "reason", error)))
+
+
+def _go_offline(reason: str) -> None:
+    """Let this process and those it starts log offline, and say so in one line."""
+    if UNREACHED not in os.environ:
+        os.environ[UNREACHED] = reason
+        print(f"W&B is not reached, so runs are logged offline: {reason}", file=sys.stderr, flush=True)
+
+
+def start(
+    mode: str,
+    *,
+    name: str,
+    digest: str,
+    group: str,
+    job_type: str,
+    config: dict[str, Any],
+    tags: Sequence[str] = (),
+    notes: str = "",
+) -> "Run":
+    """Start a run, online only with a key and a network; it never asks a question.
+
+    Its id is made from its name and the first 8 digits of `digest`. An online run that is done again goes on under its
+    id, and W&B ignores the steps that it has. W&B cannot go on with an offline run: the new one, which is to be given
+    all steps, replaces the older one.
+    """
     import_wandb()
     import wandb
 
-    if mode not in ("online", "offline", "shared"):
-        raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: online, offline, shared, disabled")
-    # what W&B would gather about machine and packages is in provenance.json, and takes half a second per run
+    folder = os.environ.get("WANDB_DIR", ".")
+    for kind in ("DATA", "CACHE"):  # by default folders of the user's home
+        os.environ.setdefault(f"WANDB_{kind}_DIR", str(Path(folder, "wandb", kind.lower()).absolute()))
     settings = wandb.Settings(
         silent=True,
         console="off",
-        x_disable_meta=True,
-        x_disable_stats=True,
-        disable_git=True,
+        disable_git=Path.cwd() / "src" != PACKAGE.parent,  # the commit would be that of another project
         init_timeout=ANSWER_WITHIN,
     )
     wandb.setup(settings)
-    start = partial(
-        wandb.init,
-        project="skipform",
-        group="{experiment} {scale}".format(**config),
-        name="{experiment} {variant} seed{seed}".format(**config),
-        dir=os.environ.get("WANDB_DIR", "."),
-        config=config,
-        reinit="create_new",  # a run that failed in this process may still be open
-        settings=settings,
-    )
-    global _reached
+    _write_all_at_the_end_of(os.getpid())
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)[: LONGEST_ID - 9]
+    options: dict[str, Any] = {
+        "entity": os.environ.get("WANDB_ENTITY"),
+        "project": os.environ.get("WANDB_PROJECT", "skipform"),
+        "id": f"{stem}-{digest[:8]}",
+        "name": name,
+        "group": os.environ.get("WANDB_RUN_GROUP", group),
+        "job_type": job_type,
+        "config": config,
+        "tags": [tag[:LONGEST_TAG] for tag in tags],
+        "notes": notes,
+        "dir": folder,
+        "resume": "allow",
+        "reinit": "create_new",  # a run that failed in this process may still be open
+        "settings": settings,
+    }
     try:
-        return WandbLogger(experiment=start(mode=mode if _reached else "offline"))  # type: ignore[arg-type]
+        run = wandb.init(mode=mode, **options)  # type: ignore[arg-type]
     except wandb.errors.CommError as error:
-        _reached = False  # the runs that follow in this process do not wait for it again
-        print(f"W&B is not reached, so runs are logged offline: {one_line(error)}", file=sys.stderr, flush=True)
-        return WandbLogger(experiment=start(mode="offline"))
+        _go_offline(one_line(error))
+        run = wandb.init(mode="offline", **options)
+    own = Path(run.settings.sync_dir)
+    for older in own.parent.glob(f"offline-run-????????_??????-{run.id}"):
+        if older != own:
+            shutil.rmtree(older)
+    return run
+
+
+@cache
+def _write_all_at_the_end_of(process: int) -> None:
+    """Let W&B write what it has not written when this process ends: by itself it does so in none but the main one."""
+    import wandb
+
+    Finalize(None, wandb.teardown, exitpriority=1)
+
+
+def experiment_of(path: Path) -> str:
+    """The experiment of a file or of a folder of runs: survey/resnet of experiments/survey/resnet.yaml."""
+    return f"{path.absolute().parent.name}/{path.stem}"
+
+
+def tags_of(path: Path, config: dict[str, Any]) -> list[str]:
+    """Nets, task, data set, scale and, if the experiment belongs to a claim, the claim. path: see `experiment_of`."""
+    kind, _, name = experiment_of(path).partition("/")
+    claim = [f"claim {name}"] if kind == "claims" else []
+    return list(
+        dict.fromkeys(
+            [*nets_in(config["net"]), config["task"]["name"], config["data"]["name"], config["scale"], *claim]
+        )
+    )
+
+
+def question(file: Path) -> str:
+    """The question that an experiment file states in its introduction, on one line; "" if it states none."""
+    match = re.match(r"# Question +(.*(?:\n#  +.*)*)", read_text(file))
+    return " ".join(match[1].replace("\n#", " ").split()) if match else ""
+
+
+_temporary = ExitStack()  # of `import_wandb`; a forked worker that lost its last reference would remove the folder
 
 
 def import_wandb() -> None:
@@ -72,9 +216,9 @@ def import_wandb() -> None:
     """
     if "wandb" in sys.modules:
         return
-    stack, usual = ExitStack(), tempfile.gettempdir()
-    folder = stack.enter_context(temporary_folder(Path(usual, f"wandb-{os.getuid()}")))
-    Finalize(None, stack.close, exitpriority=0)
+    usual = tempfile.gettempdir()
+    folder = _temporary.enter_context(temporary_folder(Path(usual, f"wandb-{os.getuid()}")))
+    Finalize(None, _temporary.close, exitpriority=0)
     tempfile.tempdir = str(folder)
     try:
         import wandb  # noqa: F401
@@ -82,12 +226,17 @@ def import_wandb() -> None:
         tempfile.tempdir = usual
 
 
-def has_key() -> bool:
-    """Whether W&B can log in without asking: by environment or by netrc, where `wandb login` leaves the key."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
+def key() -> str | None:
+    """The key with which W&B can log in without asking: of the environment or of netrc, where `wandb login` leaves it;
+    None without one."""
+    if given := os.environ.get("WANDB_API_KEY"):
+        return given
     try:
-        return netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(host) is not None
+        entry = netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).authenticators(urlsplit(_address()).netloc)
     except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+        return None
+    return entry[2] if entry else None
+
+
+def _address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
