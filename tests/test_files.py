@@ -5,9 +5,10 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from skipform.errors import SkipformError
-from skipform.files import YAML_DEPTH, fields, read_json, read_yaml, write_json, write_yaml
+from skipform.files import YAML_DEPTH, fields, read_json, read_yaml, whole, write_json, write_yaml
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=10)
@@ -86,6 +87,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             read(tmp_path / "absent")
         with pytest.raises(SkipformError, match="cannot be read: Is a directory"):
             read(tmp_path)
+
+
+def test_a_full_disk_is_named_with_the_file_whatever_the_library_raises(tmp_path):
+    with pytest.raises(OSError, match="No space left on device") as caught, whole(tmp_path / "x.safetensors"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert caught.value.filename == str(tmp_path / "x.safetensors")
+    with pytest.raises(SafetensorError, match="another"), whole(tmp_path / "x.safetensors"):
+        raise SafetensorError("another")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_key_and_a_wrong_type_are_named():

@@ -5,6 +5,7 @@ files and folders as long as it lives: those that nobody locks were left by a ki
 is checked: it is text, JSON or YAML of a reasonable size, with the keys and types that its reader needs.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -43,6 +44,11 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if full in str(error):  # libraries raise errors of their own, which do not name the file
+            raise OSError(errno.ENOSPC, full, str(path)) from error
+        raise
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)

