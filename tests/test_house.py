@@ -52,6 +52,7 @@ ARROWS = {
         "recovery",
         "sources",
     },
+    "__main__": {"stages"},
 }
 
 
@@ -160,6 +161,31 @@ def test_every_public_name_exists():
         assert getattr(skipform, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'absent'; it has"):
         skipform.absent  # noqa: B018
+
+
+def test_help_and_dir_show_the_six_public_names_and_no_others():
+    import inspect
+    import pydoc
+
+    import skipform
+
+    names = ["build", "canonical", "data", "measure", "rewrite", "task"]
+    assert dir(skipform) == names
+    assert all(inspect.getdoc(getattr(skipform, name)) for name in names)
+    text = pydoc.render_doc(skipform, renderer=pydoc.plaintext)
+    functions = text.partition("\nFUNCTIONS\n")[2].partition("\nVERSION\n")[0]
+    assert re.findall(r"^    (\w+)", functions, re.MULTILINE) == ["build", "canonical", "rewrite", "task"]
+    assert "\nDATA\n" not in text
+    assert "\nCLASSES\n" not in text
+    for name in ("data", "measure"):  # pydoc describes no modules, so the docstring of the package names them
+        assert re.search(rf"^        {name}\b", text.partition("\nPACKAGE CONTENTS\n")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("module", ["skipform", "skipform.stages.cli"])
+def test_the_package_runs_as_a_module(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("skipform ")
+    assert done.returncode == 0
 
 
 def test_pyproject_lock_requirements_and_conda_environment_agree():

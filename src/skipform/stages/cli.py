@@ -238,3 +238,7 @@ def _usage() -> str:
     width = max(map(len, STAGES))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in STAGES.items()]
     return "\n".join(["usage: skipform STAGE [options]      skipform STAGE --help", "", *lines, "", EXIT_STATUSES])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
