@@ -31,6 +31,7 @@ ARROWS = {
     "recovery": {"files"},
     "pipeline": {"recovery", "files"},
     "sources": set(),
+    "shipped": set(),
     "runs": {"tasks", "data", "nets", "files"},
     "comparisons": {"files"},
     "results": {"runs", "files"},
@@ -51,6 +52,7 @@ ARROWS = {
         "outputs",
         "recovery",
         "sources",
+        "shipped",
     },
     "__main__": {"stages"},
 }

@@ -43,6 +43,14 @@ def test_equal_planes_make_equal_bytes(cross):
     assert (cross / "one.csv").read_bytes() == (cross / "two.csv").read_bytes()
 
 
+def test_the_seed_decides_the_weights_and_the_points_of_a_random_net(cross):
+    net = ["skipform.nets:build", "--arguments", '{"name": "mlp", "width": 8}', "--input", "3,32,32"]
+    for name, seed in (("one", "0"), ("two", "0"), ("other", "1")):
+        assert cli.main(["regions", *net, "--seed", seed, "-o", f"{name}.svg"]) == 0
+    assert (cross / "one.csv").read_bytes() == (cross / "two.csv").read_bytes()
+    assert (cross / "one.csv").read_bytes() != (cross / "other.csv").read_bytes()
+
+
 def test_given_points_span_the_plane(cross):
     np.save("points.npy", np.array([[1.0, 1.0], [2.0, 1.0], [1.0, 2.0]]))
     # The box around (1, 1) that stays right of and above both kinks.

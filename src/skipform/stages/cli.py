@@ -40,6 +40,7 @@ STAGES = {
     "data": "name the data sets that the experiments need and that are missing, or fetch them",
     "fit": "train what an experiment file describes",
     "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
+    "evaluate": "compute the scores of a trained net again, on the examples that it was not trained on",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
     "examples": "show trained networks a few held-out inputs, for the notebooks",

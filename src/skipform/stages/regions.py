@@ -48,13 +48,13 @@ def main(
         points: A .npy file of three inputs, shape (3, ...).
         images: Three indices of test images, for a run's folder.
         box: The lowest and highest s, the lowest and highest t; by default -1 1 -1 1.
-        seed: The seed of the random points, which are standard normal.
+        seed: The seed of the random points, which are standard normal, and of the weights of MODULE:FACTORY.
         memory_gib: A computation that needs more memory than this is refused.
     """
     check_file(out, suffixes=SUFFIXES)
     table = out.with_suffix(".csv")
     _check_table(table)
-    net, example, candidates = _network(source, input, arguments, images)
+    net, example, candidates = _network(source, input, arguments, images, seed)
     low_s, high_s, low_t, high_t = _box(box)
     origin, u, v = _plane(example, candidates, points, seed)
     start = time.perf_counter()
@@ -79,7 +79,7 @@ def main(
 
 
 def _network(
-    source: str, input: str | None, arguments: str, images: list[Natural] | None
+    source: str, input: str | None, arguments: str, images: list[Natural] | None, seed: Seed
 ) -> tuple[nn.Module, Tensor, Tensor | None]:
     """The net in eval mode, an input of the right shape, and three points if the source is a run's folder."""
     folder = Path(source)
@@ -95,7 +95,7 @@ def _network(
     if input is None or images is not None:
         wrong = "--input is missing" if input is None else "--images needs a run's folder"
         raise SkipformError(f"{source}: {wrong}; MODULE:FACTORY takes --input, e.g. 3,32,32, and --points or --seed")
-    return from_factory(source, arguments), torch.zeros(shape_of(input), dtype=torch.float64), None
+    return from_factory(source, arguments, seed=seed), torch.zeros(shape_of(input), dtype=torch.float64), None
 
 
 def _box(box: list[float] | None) -> tuple[float, float, float, float]:
