@@ -8,6 +8,8 @@ import pytest
 from pipeline_copy import environment, fresh_copy, made, run
 from rehearsal import rehearsal
 
+from skipform.files import read_yaml
+
 pytestmark = pytest.mark.pipeline
 
 
@@ -41,10 +43,13 @@ def test_a_clone_without_weights_draws_the_same_paper(copy, tmp_path):
 
 
 def test_metrics_and_plots_can_be_shown_offline(copy):
-    shown = run(copy, "dvc", "metrics", "show")
-    assert "resnet" in shown
+    shown = set(re.findall(r"^scores/metrics/survey/(\S+)\.json", run(copy, "dvc", "metrics", "show"), re.MULTILINE))
+    experiments = {path.stem: read_yaml(path) for path in (copy / "experiments/survey").glob("*.yaml")}
+    assert len(experiments) == 22
+    assert shown == {f"{net}/{variant}" for net, file in experiments.items() for variant in file["variants"]}
     run(copy, "dvc", "plots", "show", "--out", "build/plots")
-    assert (copy / "build" / "plots" / "index.html").stat().st_size > 0
+    page = (copy / "build" / "plots" / "index.html").read_text()
+    assert all(f'"title": "dvc.yaml::scores/curves/survey/{net}.csv"' in page for net in experiments)
 
 
 def test_a_touched_architecture_reruns_its_own_stages_and_what_follows(copy):

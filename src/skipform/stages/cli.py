@@ -47,6 +47,7 @@ STAGES = {
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
     "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
+    "scores": "write scores and learning curves for `dvc metrics` and `dvc plots`, from the records and measures",
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "paper": "typeset the paper",
