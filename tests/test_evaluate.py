@@ -45,7 +45,7 @@ def test_weights_are_evaluated_with_the_net_of_their_run_or_of_an_experiment(tra
         (["nowhere"], "nowhere: no such file or folder; accepted: a run's folder, or a .safetensors file"),
         (["FOLDER"], "no finished run in it"),
         (["weights.safetensors"], "which net has these weights"),
-        (["weights.safetensors", "--config", "survey/nope"], "no such experiment file"),
+        (["weights.safetensors", "--config", "survey/nope"], "survey/nope: no such experiment; accepted: "),
         (["weights.safetensors", "--config", "survey/mlp", "--variant", "nope"], "--variant 'nope'; accepted: "),
         (["weights.safetensors", "--config", "survey/vgg", "--scale", "smoke"], "not the weights of vgg"),
     ],

@@ -10,6 +10,7 @@ import pytest
 
 from skipform import shipped
 from skipform.errors import SkipformError
+from skipform.runs import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,5 +48,14 @@ def test_a_name_stands_for_the_experiment_here_or_where_skipform_is_installed(tm
     own.touch()
     assert shipped.experiment_file("survey/mine").samefile(own)
     assert shipped.experiment_file(str(own)).samefile(own)
-    with pytest.raises(SkipformError, match="no such experiment file; survey has none; `skipform list` shows"):
+    with pytest.raises(SkipformError, match="survey/resnet: no such experiment; accepted: a file, or a name"):
         shipped.experiment_file("survey/resnet")  # experiments/ of the working directory is the one that counts
+
+
+def test_an_installed_package_trains_an_experiment_by_its_name(installed, tmp_path):
+    options = ["--scale", "smoke", "--seeds", "0", "--workers", "1", "--wandb", "disabled"]
+    done = run(installed, tmp_path, "fit", "--config", "survey/mlp", *options)
+    assert done.returncode == 0, done.stderr
+    (one, *_) = sorted((tmp_path / "runs/survey/mlp").glob("*/seed0"))
+    assert Run(one).provenance["commit"] is None  # the package is in no repository of its own
+    assert run(installed, tmp_path, "data", "--scale", "embedded").returncode == 0

@@ -19,18 +19,18 @@ def experiment_file(name: str) -> Path:
     """The file of this path, or the experiment of this name: "survey/resnet" is experiments/survey/resnet.yaml.
 
     Raises:
-        SkipformError: there is neither; one line that lists what there is.
+        SkipformError: there is neither; one line that says what is accepted.
     """
     path = Path(name)
+    if path.is_file():
+        return path
     known = root() / "experiments" / f"{name}.yaml"
-    if path.is_file() or not known.is_file():
-        return _existing(path)
-    return known
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        own = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        accepted = ", ".join(own) or "none; `skipform list` shows the experiments that `--config survey/resnet` names"
-        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {accepted}")
-    return path
+    if known.is_file():
+        return known
+    if path.suffix != ".yaml":
+        raise SkipformError(
+            f"{name}: no such experiment; accepted: a file, or a name that `skipform list` shows, such as survey/resnet"
+        )
+    present = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    accepted = ", ".join(present) or "none; a checkout of the project has experiments/"
+    raise SkipformError(f"{path}: no such experiment file; {path.parent} has {accepted}")
