@@ -52,6 +52,16 @@ def test_metrics_and_plots_can_be_shown_offline(copy):
     assert all(f'"title": "dvc.yaml::scores/curves/survey/{net}.csv"' in page for net in experiments)
 
 
+def test_every_dvc_command_of_the_readme_runs(copy):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["add", "-A"], *[["commit", "-q", "--allow-empty", "-m", "all"]] * 2):
+        run(copy, *git, *words)
+    commands = re.findall(r"^\$ (dvc .*?) *(?:#.*)?$", (copy / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        run(copy, *command.split())
+
+
 def test_a_touched_architecture_reruns_its_own_stages_and_what_follows(copy):
     source = copy / "src" / "skipform" / "nets" / "resnet.py"
     source.write_text(source.read_text() + "\n# touched\n")
