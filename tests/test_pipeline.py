@@ -49,7 +49,7 @@ def test_metrics_and_plots_can_be_shown_offline(copy):
     assert shown == {f"{net}/{variant}" for net, file in experiments.items() for variant in file["variants"]}
     run(copy, "dvc", "plots", "show", "--out", "build/plots")
     page = (copy / "build" / "plots" / "index.html").read_text()
-    assert all(f'"title": "dvc.yaml::scores/curves/survey/{net}.csv"' in page for net in experiments)
+    assert all(f'"filename": "scores/curves/survey/{net}.csv"' in page for net in experiments)
 
 
 def test_every_dvc_command_of_the_readme_runs(copy):
