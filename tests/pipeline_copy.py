@@ -20,7 +20,7 @@ def fresh_copy(folder, scale="smoke", seeds=(0, 1)):
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).exists() and not name.startswith(("records/", "measures/")):
+        if (ROOT / name).exists() and not name.startswith(("records/", "measures/", "scores/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     params = yaml.safe_load((folder / "params.yaml").read_text())
@@ -45,8 +45,7 @@ def run(folder, *command):
 
 def made(folder):
     """Digest of every figure, table, number, notebook and page that the pipeline leaves for a reader."""
-    paths = [
-        p for name in ("paper", "records", "measures", "build/notebooks") for p in sorted((folder / name).rglob("*"))
-    ]
+    folders = ("paper", "records", "measures", "scores", "build/notebooks")
+    paths = [p for name in folders for p in sorted((folder / name).rglob("*"))]
     paths.append(folder / "build/review.html")
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.is_file()}

@@ -31,6 +31,7 @@ ARROWS = {
     "recovery": {"files"},
     "pipeline": {"recovery", "files"},
     "sources": set(),
+    "shipped": set(),
     "runs": {"tasks", "data", "nets", "files"},
     "comparisons": {"files"},
     "results": {"runs", "files"},
@@ -51,7 +52,9 @@ ARROWS = {
         "outputs",
         "recovery",
         "sources",
+        "shipped",
     },
+    "__main__": {"stages"},
 }
 
 
@@ -160,6 +163,69 @@ def test_every_public_name_exists():
         assert getattr(skipform, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'absent'; it has"):
         skipform.absent  # noqa: B018
+
+
+def test_help_and_dir_show_the_six_public_names_and_no_others():
+    import inspect
+    import pydoc
+
+    import skipform
+
+    names = ["build", "canonical", "data", "measure", "rewrite", "task"]
+    assert dir(skipform) == names
+    assert all(inspect.getdoc(getattr(skipform, name)) for name in names)
+    text = pydoc.render_doc(skipform, renderer=pydoc.plaintext)
+    functions = text.partition("\nFUNCTIONS\n")[2].partition("\nVERSION\n")[0]
+    assert re.findall(r"^    (\w+)", functions, re.MULTILINE) == ["build", "canonical", "rewrite", "task"]
+    assert "\nDATA\n" not in text
+    assert "\nCLASSES\n" not in text
+    for name in ("data", "measure"):  # pydoc describes no modules, so the docstring of the package names them
+        assert re.search(rf"^        {name}\b", text.partition("\nPACKAGE CONTENTS\n")[0], re.MULTILINE)
+
+
+def test_what_the_package_returns_has_a_short_repr():
+    import torch
+
+    import skipform
+
+    net = skipform.build("mlp", in_channels=1, image_size=4, width=32).eval()
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    measure = skipform.measure
+    canonical = skipform.canonical(net, x)
+    measured = [measure.line(net, x[0], x[1]), measure.plane(net, *x), measure.functional_dimension(net, x)]
+    for value in (canonical, canonical.readout, skipform.data("digits"), *measured):
+        assert len(repr(value)) <= 100
+        assert repr(value).startswith(f"{type(value).__name__}(")
+
+
+def test_a_refused_module_raises_one_error_with_no_other_above_it():
+    import torch
+    from torch import nn
+
+    import skipform
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    calls = [
+        lambda: skipform.rewrite(skipform.build("resnet", depth=8).eval(), torch.zeros(1, 1, 4)),
+        lambda: skipform.canonical(Branching().eval(), torch.zeros(1, 3)),
+        lambda: skipform.measure.line(nn.Linear(3, 2).eval(), torch.zeros(4), torch.ones(4)),
+        lambda: skipform.measure.jacobian_rank(nn.Linear(3, 2).eval(), torch.zeros(4)),
+    ]
+    for call in calls:
+        with pytest.raises(skipform.SkipformError) as raised:
+            call()
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+
+@pytest.mark.parametrize("module", ["skipform", "skipform.stages.cli"])
+def test_the_package_runs_as_a_module(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("skipform ")
+    assert done.returncode == 0
 
 
 def test_pyproject_lock_requirements_and_conda_environment_agree():

@@ -223,6 +223,40 @@ def test_weights_in_any_dtype_are_the_numbers_that_they_are(dtype: torch.dtype) 
         assert jacobian_rank(rounded, given[0]).rank == 2
 
 
+def rotated(x: Tensor) -> Tensor:
+    """Of a net without weights: the constants are in float32."""
+    return torch.relu(F.linear(x, torch.full((3, 3), 0.1)) + torch.tensor([0.1, 0.2, 0.3]))
+
+
+def shifted(x: Tensor) -> Tensor:
+    state = torch.zeros(x.shape[0], 2)
+    return torch.relu(x.float() @ torch.eye(2) + state)
+
+
+class Constants(nn.Module):
+    def __init__(self, *layers: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers, self.function = nn.Sequential(*layers), function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layers(x))
+
+
+@pytest.mark.parametrize("f", [Constants(function=rotated), Constants(net().float(), function=shifted)])
+def test_constants_that_forward_makes_keep_their_numbers_in_float64(f: Constants) -> None:
+    x = points().float()
+    assert line(f, x[0], x[1]).count >= 1
+    moved = programs.promoted(f)(x.double())
+    assert moved.dtype == torch.float64
+    if f.function is rotated:  # 0.1 is the number that float32 has for it
+        exact = [torch.tensor(number).double() for number in (0.1, [0.1, 0.2, 0.3])]
+        expected = torch.relu(x.double() @ exact[0].expand(3, 3).T + exact[1])
+        torch.testing.assert_close(moved, expected, rtol=1e-14, atol=0)
+    assert jacobian_rank(f, x[0]).rank <= 2
+    assert trajectory_length(f, x).output >= 0
+
+
 @pytest.mark.parametrize("rows", [2, 3, 7])
 def test_blocks_of_any_size_count_the_same(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import import_module

@@ -28,7 +28,6 @@ FILES = {  # command -> the option that names its output, and the suffix
     "verify": ("--out", ".json"),
     "grammar": ("--out", ".json"),
     "measure runs": ("--out", ".json"),
-    "measure runs --out measured.json": ("--metrics", ".json"),
     "claims runs": ("--out", ".json"),
     "rewrite torch.nn:ReLU --input 1,4": ("-o", ".onnx"),
     "regions torch.nn:ReLU --input 2": ("-o", ".svg"),
@@ -192,11 +191,6 @@ def test_regions_replaces_its_own_table_and_no_other(capsys, place):
     table = Path("data.csv").read_bytes()
     assert cli.main(command) == 0
     assert Path("data.csv").read_bytes() == table
-
-
-def test_metrics_and_measures_are_two_files(capsys, place):
-    words = ["measure", "runs", "--out", "a.json", "--metrics", "./a.json"]
-    assert "--metrics ./a.json: the file of --out; accepted: another one" in refused(words, capsys, place)
 
 
 def test_a_training_replaces_what_it_wrote_and_refuses_what_was_added(capsys, place):

@@ -8,6 +8,8 @@ import pytest
 from pipeline_copy import environment, fresh_copy, made, run
 from rehearsal import rehearsal
 
+from skipform.files import read_yaml
+
 pytestmark = pytest.mark.pipeline
 
 
@@ -41,10 +43,23 @@ def test_a_clone_without_weights_draws_the_same_paper(copy, tmp_path):
 
 
 def test_metrics_and_plots_can_be_shown_offline(copy):
-    shown = run(copy, "dvc", "metrics", "show")
-    assert "resnet" in shown
+    shown = set(re.findall(r"^scores/metrics/survey/(\S+)\.json", run(copy, "dvc", "metrics", "show"), re.MULTILINE))
+    experiments = {path.stem: read_yaml(path) for path in (copy / "experiments/survey").glob("*.yaml")}
+    assert len(experiments) == 22
+    assert shown == {f"{net}/{variant}" for net, file in experiments.items() for variant in file["variants"]}
     run(copy, "dvc", "plots", "show", "--out", "build/plots")
-    assert (copy / "build" / "plots" / "index.html").stat().st_size > 0
+    page = (copy / "build" / "plots" / "index.html").read_text()
+    assert all(f'"filename": "scores/curves/survey/{net}.csv"' in page for net in experiments)
+
+
+def test_every_dvc_command_of_the_readme_runs(copy):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["add", "-A"], *[["commit", "-q", "--allow-empty", "-m", "all"]] * 2):
+        run(copy, *git, *words)
+    commands = re.findall(r"^\$ (dvc .*?) *(?:#.*)?$", (copy / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        run(copy, *command.split())
 
 
 def test_a_touched_architecture_reruns_its_own_stages_and_what_follows(copy):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import skipform
 from skipform.stages import cli
 
 
@@ -41,6 +42,28 @@ def test_equal_planes_make_equal_bytes(cross):
         assert cli.main(["regions", "crossing:net", "--input", "2", "-o", f"{name}.svg"]) == 0
     assert (cross / "one.svg").read_bytes() == (cross / "two.svg").read_bytes()
     assert (cross / "one.csv").read_bytes() == (cross / "two.csv").read_bytes()
+
+
+def test_the_seed_decides_the_weights_and_the_points_of_a_random_net(cross):
+    net = ["skipform.nets:build", "--arguments", '{"name": "mlp", "width": 8}', "--input", "3,32,32"]
+    for name, seed in (("one", "0"), ("two", "0"), ("other", "1")):
+        assert cli.main(["regions", *net, "--seed", seed, "-o", f"{name}.svg"]) == 0
+    assert (cross / "one.csv").read_bytes() == (cross / "two.csv").read_bytes()
+    assert (cross / "one.csv").read_bytes() != (cross / "other.csv").read_bytes()
+
+
+def test_a_plot_has_one_shade_per_piece_in_the_axes_that_are_given(cross):
+    import torch
+    from crossing import net  # of the fixture
+    from matplotlib.figure import Figure
+
+    regions = skipform.measure.plane(net().eval(), torch.zeros(2), *torch.eye(2))
+    axes = Figure().subplots()
+    assert regions.plot(axes) is axes
+    (drawn,) = axes.collections
+    assert len(drawn.get_paths()) == regions.count == 4
+    assert len({tuple(colour) for colour in drawn.get_facecolor()}) == regions.pieces
+    assert regions.plot().get_title() == axes.get_title() == "4 activation regions in 4 affine pieces (one shade each)"
 
 
 def test_given_points_span_the_plane(cross):

@@ -1,5 +1,6 @@
 """`skipform repro` in a small pipeline of its own: what it runs, in which order, and how it ends."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from skipform.pipeline import stages
-from skipform.stages.repro import with_descendants
+from skipform.stages.repro import seconds_left, with_descendants
+
+ROOT = Path(__file__).parents[1]
 
 # a and b are independent, c reads both, d reads c; every command notes when it starts and ends.
 PIPELINE = """
@@ -67,6 +70,30 @@ def test_stages_run_after_what_they_depend_on_and_only_when_out_of_date(project)
         "up to date"
         in subprocess.run([program("dvc"), "repro"], cwd=project, capture_output=True, text=True, check=True).stdout
     )
+
+
+def test_the_first_run_starts_from_the_times_of_another_machine(project):
+    (project / "params.yaml").write_text("scale: embedded\n")
+    (project / "results").mkdir()
+    times = {"a": 60, "b": 60, "c": 30, "d": 30}
+    (project / "results" / "seconds.json").write_text(json.dumps({"embedded": times, "paper": {"a": 1e9}}))
+    status, _, printed = repro(project)
+    assert status == 0
+    assert "== stage 1 of 4: a, 0 min 00 s gone, about 1 min 30 s left" in printed  # two stages at once
+    assert json.loads((project / "build/seconds.json").read_text()).keys() == times.keys()
+
+
+def test_the_times_of_another_machine_are_corrected_by_those_of_this_one():
+    assert seconds_left(["a"], {}, {}) is None
+    assert seconds_left(["a", "b"], {}, {"a": 4.0, "b": 6.0}) == 10
+    assert seconds_left(["b", "c"], {"a": 8.0}, {"a": 4.0, "b": 6.0, "c": 1.0}) == 14  # half as fast
+    assert seconds_left(["c"], {"a": 8.0, "b": 2.0}, {}) == 5  # of a new stage nothing is known
+
+
+def test_the_published_times_are_those_of_stages_that_there_are():
+    times = json.loads((ROOT / "results" / "seconds.json").read_text())["embedded"]
+    known = set(re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE))
+    assert {name.partition("@")[0] for name in times} <= known
 
 
 def test_a_failed_stage_is_named_and_nothing_that_needs_it_runs(project):

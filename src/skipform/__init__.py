@@ -4,6 +4,15 @@ The companion of J. Nagase, T. Ishiwata, "Construction of pooling layer by skip 
 expressive power of these models" (JSAI 2019). Everything stands on the canonical network
 
     z_0 = x,   z_{k+1} = (relu(A_k z_k); z_k),   y = R z_L,        A_k, R affine, ( ; ) concatenation.
+
+    build(name, ...)            an architecture as a torch module, e.g. build("resnet", depth=20)
+    rewrite(module, example)    an equal torch module of affine maps, ReLU, concatenation and reshapes
+    canonical(module, example)  the canonical network of a module
+    measure                     its regions and ranks: line, plane, jacobian_rank, ...; see help(skipform.measure)
+    task(name, net, ...)        a LightningModule that trains the net, e.g. task("classify", net)
+    data(name, ...)             a LightningDataModule, e.g. data("digits"); see help(skipform.data)
+
+`skipform list` prints the names that build, task and data accept.
 """
 
 from importlib import import_module
@@ -17,12 +26,14 @@ if TYPE_CHECKING:
     from skipform.compiler.rewrite import rewrite as rewrite
     from skipform.errors import SkipformError as SkipformError
     from skipform.nets import build as build
-    from skipform.tasks import build as task  # noqa: F401
+    from skipform.tasks import build as task
     from skipform.theory.network import CanonicalNetwork as CanonicalNetwork
 
 __version__ = "0.1.0"
+__all__ = ["build", "canonical", "data", "measure", "rewrite", "task"]
 
-# Public name -> the module that holds it; imported when first asked for, so that `import skipform` stays light.
+# Public name -> the module that holds it; imported when first asked for, so that `import skipform` stays light. Those
+# that are not in __all__ are for annotations and `except`.
 _HOMES = {
     "build": "skipform.nets",
     "canonical": "skipform.compiler.flatten",
@@ -46,4 +57,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_PACKAGES])
+    return sorted(__all__)

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from skipform import recovery
 from skipform.errors import SkipformError, one_line
-from skipform.files import write_text
+from skipform.files import read_json, write_text
 
 Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
+SECONDS = Path("build/seconds.json")  # stage -> what it took when it last ran here
+PUBLISHED = Path("results/seconds.json")  # scale -> the same for all stages, on the machine that made the records
 
 
 def prepare() -> None:
@@ -63,6 +65,21 @@ def reproduce(name: str, force: bool, alone: bool) -> Outcome:
     output = "".join(lines)
     ran = "Running stage" in output
     return Outcome(dvc.returncode, ran, round(time.monotonic() - start, 1), "" if alone else output)
+
+
+def seconds_of(value: Any) -> dict[str, float]:
+    """Stage -> seconds, as SECONDS holds it. They only say how much time is left: a damaged value counts as none."""
+    numbers = isinstance(value, dict) and all(type(number) in (int, float) and number > 0 for number in value.values())
+    return value if numbers else {}
+
+
+def read_seconds(path: Path) -> dict[str, Any]:
+    """The content of SECONDS or PUBLISHED; nothing where the file is missing or damaged."""
+    try:
+        value = read_json(path)
+    except SkipformError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def ask(*arguments: str) -> str:

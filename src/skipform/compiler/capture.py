@@ -95,7 +95,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):  # the model's own
             raise
-        raise SkipformError(_explain(name, given, error)) from error
+        raise SkipformError(_explain(name, given, error)) from None
     _same_for_every_batch(name, program.graph)
     signature = program.graph_signature
     tensors = {**program.state_dict, **program.constants}

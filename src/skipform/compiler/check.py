@@ -188,7 +188,7 @@ def _at_own_precision(module: nn.Module, points: tuple[Tensor, ...], dtype: torc
         raise SkipformError(
             f"{type(module).__name__}: forward does not run on a batch of {len(points[0])} ({first_line(error)});"
             " one that works for every batch size is accepted"
-        ) from error
+        ) from None
 
 
 def _arguments(captured: Captured, points: Sequence[Tensor]) -> list[Tensor]:

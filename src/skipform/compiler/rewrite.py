@@ -153,7 +153,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
         except CAPTURE_FAILURES as error:
             if isinstance(error, SkipformError):
                 raise
-            raise emitter.unsupported(f"does not run on constants ({first_line(error)})") from error
+            raise emitter.unsupported(f"does not run on constants ({first_line(error)})") from None
     if name not in RULES:
         if name in NOT_PIECEWISE_LINEAR:
             raise emitter.unsupported("is not piecewise linear", NOT_PIECEWISE_LINEAR[name])
@@ -165,7 +165,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):
             raise
-        raise emitter.unsupported(f"in this form has no rewriting rule ({first_line(error)})") from error
+        raise emitter.unsupported(f"in this form has no rewriting rule ({first_line(error)})") from None
 
 
 def _no_batch_size(emitter: Emitter, target: Any, args: Any, kwargs: Any) -> None:

@@ -38,6 +38,9 @@ class DataModule:
         self.name: str = name
         self.root, self.download, self.seed = root, download, seed
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, root={self.root!r}, seed={self.seed})"
+
     @property
     def held_out(self) -> list[str]:
         """The splits that are not trained on, in the order of `val_dataloader`; the last one is "test"."""

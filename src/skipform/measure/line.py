@@ -14,7 +14,7 @@ n points, D columns of the state, m outputs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ class LineRegions:
 
     count: int  # activation regions: maximal intervals on which no ReLU changes its strict sign
     pieces: int  # maximal intervals with one affine map
-    breakpoints: np.ndarray  # (count - 1,) where activation regions meet, ascending, in (0, 1)
-    bends: np.ndarray  # (pieces - 1,) the break points where the affine map changes
+    breakpoints: np.ndarray = field(repr=False)  # (count - 1,) where activation regions meet, ascending, in (0, 1)
+    bends: np.ndarray = field(repr=False)  # (pieces - 1,) the break points where the affine map changes
 
 
 @torch.no_grad()

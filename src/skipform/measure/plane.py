@@ -17,9 +17,9 @@ C cells, m outputs.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from skipform.measure.mesh import Mesh, box_mesh
 from skipform.measure.program import LARGEST, SMALLEST, TOLERANCE, UNIT, Program, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _SAMPLES = 33  # points on each of the two lines along which sign changes are counted before a plane is begun
 _SAMPLED_FROM = 1 << 13  # nets with fewer ReLUs are not sampled
 
@@ -40,10 +43,10 @@ class PlaneRegions:
     """The regions of (s, t) -> f(origin + s u + t v) on a box. All but `count` is computed when it is first read."""
 
     count: int  # activation regions
-    program: Program
-    slice: Tensor  # (3, d): origin, u, v
+    program: Program = field(repr=False)
+    slice: Tensor = field(repr=False)  # (3, d): origin, u, v
     box: tuple[float, float, float, float]
-    memory: int
+    memory: int = field(repr=False)
 
     @cached_property
     def _mesh(self) -> Mesh:
@@ -107,6 +110,23 @@ class PlaneRegions:
     def affine_maps(self) -> np.ndarray:
         """c, g, h with y = c + s g + t h on each activation region, (count, 3, m)."""
         return self._coefficients[0]
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the activation regions into `ax`, by default that of a new figure, and return it. All regions of a piece
+        have one shade; the shades say nothing else."""
+        import matplotlib as mpl
+        from matplotlib.collections import PolyCollection
+
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots(figsize=(6, 6), layout="constrained")[1]
+        # A low-discrepancy sequence of positions in one colour map, so that pieces differ in lightness too.
+        shades = mpl.colormaps["cividis"]((0.5 + self.labels * 0.6180339887498949) % 1.0)
+        ax.add_collection(PolyCollection(self.polygons(), facecolors=shades, edgecolors="black", linewidths=0.15))
+        ax.set(xlim=self.box[:2], ylim=self.box[2:], xlabel="s", ylabel="t", aspect="equal")
+        ax.set_title(f"{self.count:,} activation regions in {self.pieces:,} affine pieces (one shade each)")
+        return ax
 
 
 @torch.no_grad()

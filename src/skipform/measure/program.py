@@ -24,6 +24,7 @@ n points, D columns of a state, d input features, m outputs.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from skipform.errors import InternalError, SkipformError, first_line
@@ -95,6 +97,8 @@ class Program:
         from skipform.compiler.rewrite import rewrite_in_float64
 
         module = on_cpu(f)
+        if not any(weight.is_floating_point() for weight in (*module.parameters(), *module.buffers())):
+            module = promoted(f)  # nothing says in which dtype forward makes its constants, and x is in float64
         (example,) = in_dtype_of(module, (x.detach().cpu()[None],))
         # Additions stay additions: written as a concatenation they would only make the state wider.
         graph = rewrite_in_float64(module, example, keep_add=True, check=check)
@@ -194,7 +198,7 @@ def output(module: nn.Module, x: Tensor) -> Tensor:
     except CAPTURE_FAILURES as error:
         raise SkipformError(
             f"measure: {type(module).__name__} does not run on an input of shape {tuple(x.shape)}: {first_line(error)}"
-        ) from error
+        ) from None
     if len(returned) != 1 or not isinstance(returned[0], Tensor):
         raise SkipformError(f"measure: {type(module).__name__} returns {len(returned)} values; one tensor is accepted")
     return returned[0]
@@ -213,12 +217,41 @@ def on_cpu(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module).cpu()
     except (RuntimeError, NotImplementedError) as error:  # parameters on the meta device, a hooked weight_norm
         first = first_line(error)
-        raise SkipformError(f"measure: {type(module).__name__} cannot be copied to the CPU: {first}") from error
+        raise SkipformError(f"measure: {type(module).__name__} cannot be copied to the CPU: {first}") from None
+
+
+class _InFloat64(TorchFunctionMode):
+    """Inside, all that a forward computes is in float64: a tensor made from no other one (torch.zeros, torch.tensor) is
+    converted, with the numbers that it has in its own dtype, and a cast to another float dtype is one to float64.
+    Otherwise `x @ torch.eye(3)` would fail for an x that was promoted."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = args, kwargs or {}
+        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(given)):
+            function = Tensor.double if function in (Tensor.float, Tensor.half, Tensor.bfloat16) else function
+            args, kwargs = pytree.tree_map_only(torch.dtype, _widened, given)
+            return function(*args, **kwargs)
+        result = function(*given[0], **given[1])
+        return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype.is_floating_point else dtype
 
 
 def promoted(module: nn.Module) -> nn.Module:
-    """A copy of the module in float64 on the CPU. Raises SkipformError if it is in training mode."""
-    return on_cpu(module).double()
+    """A copy of the module in float64 on the CPU, with the constants that its forward makes. Raises SkipformError if it
+    is in training mode."""
+    module = on_cpu(module).double()
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def promoting(*args: Any, **kwargs: Any) -> Any:
+        with _InFloat64():
+            return forward(*args, **kwargs)
+
+    module.forward = promoting
+    return module
 
 
 def rounding(step: Step, size: Tensor, error: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ d inputs, m outputs, n points, P parameters.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ class Rank:
     rank: int
     gap: float  # sigma_rank / sigma_{rank + 1}; inf if all others are zero; close to 1 if the rank is arbitrary
     shape: tuple[int, int]
-    singular_values: np.ndarray  # descending
+    singular_values: np.ndarray = field(repr=False)  # descending
 
     @staticmethod
     def of(matrix: Tensor) -> "Rank":

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import skipform
 from skipform import arguments
@@ -41,6 +41,7 @@ STAGES = {
     "data": "name the data sets that the experiments need and that are missing, or fetch them",
     "fit": "train what an experiment file describes",
     "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
+    "evaluate": "compute the scores of a trained net again, on the examples that it was not trained on",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
     "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
@@ -48,6 +49,7 @@ STAGES = {
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
     "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
+    "scores": "write scores and learning curves for `dvc metrics` and `dvc plots`, from the records and measures",
     "publish": "copy the summaries of finished runs into results/",
     "notebooks": "execute the analysis: figures, tables, numbers",
     "review": "write the review page: every result on one page, which opens from disk",
@@ -188,12 +190,22 @@ def _options(stage: str, argv: list[str]) -> dict[str, Any]:
     from jsonargparse import ArgumentError
 
     run = declaration(stage)
-    parser = new_parser(prog=f"skipform {stage}", description=inspect.getdoc(run))
-    parser.add_function_arguments(run, as_positional=True)
+    hints, parameters = get_type_hints(run, include_extras=True), inspect.signature(run).parameters
+    positional = [name for name, parameter in parameters.items() if parameter.kind is not parameter.KEYWORD_ONLY]
+    required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
+    needed = [name.upper() if name in positional else f"--{name} {name.upper()}" for name in required]
+    description, _, _ = (inspect.getdoc(run) or "").partition("\n\nArgs:\n")
+    parser = new_parser(usage=" ".join([f"skipform {stage}", *needed, "[options]"]), description=description)
+    parser.add_function_arguments(run, as_group=False, as_positional=True)
+    for action in (action for action in parser._actions if action.dest in hints):
+        hint = hints[action.dest]
+        action.help = option_help(action.help or "", hint, parameters[action.dest].default)
+        action.metavar = {bool: "[true|false]"}.get(hint, action.dest.upper())
+        if get_origin(hint) is Literal:
+            action.metavar = "|".join(get_args(hint))
+        action.option_strings = [word for word in action.option_strings if not word.endswith("+")]  # that append
     # A yes-or-no option may stand alone: --all is --all=true.
-    switches = {
-        f"--{name}" for name, parameter in inspect.signature(run).parameters.items() if parameter.annotation is bool
-    }
+    switches = {f"--{name}" for name, parameter in parameters.items() if parameter.annotation is bool}
     following = [*argv[1:], ""]
     argv = [
         f"{word}=true" if word in switches and after not in ("true", "false") else word
@@ -204,8 +216,6 @@ def _options(stage: str, argv: list[str]) -> dict[str, Any]:
     except ArgumentError as error:
         raise not_understood(error, parser) from None
     given = parser.instantiate_classes(options).as_dict()
-    hints = get_type_hints(run, include_extras=True)
-    positional = {action.dest for action in parser._get_positional_actions()}
     return {name: typed(x, hints[name], name if name in positional else f"--{name}") for name, x in given.items()}
 
 
@@ -215,7 +225,22 @@ def new_parser(**options: Any) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_loader
 
     set_loader("yaml", yaml_value)
-    return ArgumentParser(exit_on_error=False, **options)
+    return ArgumentParser(exit_on_error=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
+def option_help(text: str, hint: Any, default: Any = None) -> str:
+    """What --help says of an option: its text, the range of its values and its default."""
+    notes = ranges_in(hint)
+    if not any(default is nothing for nothing in (None, False, inspect.Parameter.empty)):
+        notes.append(f"by default {default}")
+    note = f" ({'; '.join(notes)})" if notes else ""
+    return f"{text.removesuffix('.')}{note}".replace("%", "%%")
+
+
+def ranges_in(hint: Any) -> list[str]:
+    """The ranges of the numbers in a type, in words: list[Annotated[int, Range(0)]] -> ["0 or more"]."""
+    own = [str(entry) for entry in getattr(hint, "__metadata__", ())]
+    return own + [text for part in get_args(hint) if part not in own for text in ranges_in(part)]
 
 
 def declaration(stage: str) -> Callable[..., int | None]:
@@ -251,3 +276,7 @@ def _usage() -> str:
     width = max(map(len, STAGES))
     lines = [f"  {name:{width}}  {sentence}" for name, sentence in STAGES.items()]
     return "\n".join(["usage: skipform STAGE [options]      skipform STAGE --help", "", *lines, "", EXIT_STATUSES])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -122,7 +122,7 @@ def working() -> Files:
 
 
 def _is_read(path: Path) -> bool:
-    return any(map(path.match, PATTERNS)) and not path.name.endswith(".metrics.json")  # a summary of another file
+    return any(map(path.match, PATTERNS)) and not path.name.endswith(".metrics.json")  # of older revisions
 
 
 def compared(before: Files, now: Files) -> pd.DataFrame:

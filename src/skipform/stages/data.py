@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from skipform import shipped
 from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml, write_json
 from skipform.outputs import check_file
@@ -105,6 +106,8 @@ def _bytes(size: int) -> str:
 
 
 def _experiments(folder: Path) -> Iterable[Path]:
+    if not folder.is_dir():  # outside a checkout, experiments/survey is the folder where skipform is installed
+        folder = shipped.root() / folder
     if not (files := sorted(folder.glob("*.yaml"))):
         raise SkipformError(f"--experiments {folder}: no experiment file (*.yaml) in it")
     return files

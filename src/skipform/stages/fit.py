@@ -1,7 +1,7 @@
 """Train what an experiment file describes: every variant with every seed.
 
     skipform fit --config experiments/survey/resnet.yaml
-    skipform fit --config experiments/survey/resnet.yaml --scale smoke --seeds 0 1 --trainer.max_epochs 2
+    skipform fit --config survey/resnet --scale smoke --seeds 0 1 --trainer.max_epochs 2
 
 The runs are independent, and trained in parallel with the same result: in local processes (--workers), one on each of
 several GPUs (--devices), or as jobs of a SLURM cluster (--executor submitit). `fit:` in params.yaml may hold these
@@ -13,6 +13,7 @@ one line of JSON per run: its config, metrics and history.
 """
 
 import argparse
+import ast
 import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from skipform import outputs
 from skipform.arguments import Seed, check_keys, described, typed
 from skipform.errors import SkipformError, shown
-from skipform.files import check_scale, fields, read_yaml, write_json, write_json_lines, yaml_value
-from skipform.stages.cli import new_parser, not_understood
+from skipform.files import check_scale, fields, read_text, read_yaml, write_json, write_json_lines, yaml_value
+from skipform.shipped import experiment_file
+from skipform.stages.cli import new_parser, not_understood, option_help
 
 # torch and Lightning take seconds to import, so functions import them when there is something to train.
 if TYPE_CHECKING:
@@ -104,21 +106,29 @@ def _experiment_file(argv: list[str]) -> Path:
         unknown = [word for word in others if word.startswith("--") and not word.startswith(_OF_A_SECTION)]
         if unknown and not options.help:
             raise argparse.ArgumentError(None, f"unrecognized arguments: {' '.join(unknown)}")
+        _check_trainer_options(others)
     except argparse.ArgumentError as error:
         raise not_understood(error, parser) from None
     if options.help:
         return Path()
     if options.config is None:
         raise SkipformError(
-            "--config FILE is missing; accepted: an experiment file, such as experiments/survey/resnet.yaml"
+            "--config FILE is missing; accepted: an experiment file, or its name, such as survey/resnet"
         )
-    path = Path(options.config)
-    if not path.is_file():
-        present = sorted(other.name for other in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        accepted = ", ".join(present) or "none; a checkout of the project has experiments/"
-        raise SkipformError(f"{path}: no such experiment file; {path.parent} has {accepted}")
+    path = experiment_file(options.config)
     check_scale(_shared(Path("params.yaml"))["scale"] if options.scale is None else options.scale, path)
     return path
+
+
+def _check_trainer_options(words: list[str]) -> None:
+    """SkipformError for an option --trainer.NAME that `build_trainer` does not take. Its file is read, not imported."""
+    source = Path(__file__).parents[1] / "training" / "run.py"
+    functions = (node for node in ast.parse(read_text(source)).body if isinstance(node, ast.FunctionDef))
+    (build_trainer,) = (function for function in functions if function.name == "build_trainer")
+    accepted = [f"--trainer.{argument.arg}" for argument in build_trainer.args.kwonlyargs if argument.arg != "callback"]
+    for option in (word.partition("=")[0] for word in words):
+        if option.startswith("--trainer.") and option not in accepted:
+            raise SkipformError(f"unrecognized arguments: {shown(option)}; accepted: {', '.join(accepted)}")
 
 
 def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -129,7 +139,8 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     from skipform.runs import data_root
     from skipform.training.experiment import accepted
 
-    parser = new_parser(prog="skipform fit", description=__doc__, allow_abbrev=False)
+    usage = "skipform fit --config FILE [options]"
+    parser = new_parser(prog="skipform fit", usage=usage, description=__doc__, allow_abbrev=False)
     _add_own_options(parser)
     group = parser.add_argument_group("the data of this machine, which is no part of a run")
     group.add_argument("--data.root", type=str, metavar="DIR", help="by default SKIPFORM_DATA, or ./data")
@@ -137,7 +148,8 @@ def _options(argv: list[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str,
     for section, keys in accepted().items():
         group = parser.add_argument_group(f"{section}, in place of the values in the experiment file")
         for key, hint in keys.items():
-            group.add_argument(f"--{section}.{key}", type=str, metavar="VALUE", help=described(hint))
+            text = f"depends on the {section} that is named" if hint is Any else described(hint)
+            group.add_argument(f"--{section}.{key}", type=str, metavar="VALUE", help=option_help(text, hint))
     try:
         given = parser.parse_args(argv, defaults=False).as_dict()
     except ArgumentError as error:
@@ -178,7 +190,9 @@ def _shared(params: Path) -> dict[str, Any]:
 
 def _add_own_options(parser: argparse.ArgumentParser) -> None:
     """Let `parser` read the options of this stage."""
-    parser.add_argument("--config", type=str, nargs="?", metavar="FILE", help="the experiment file")
+    parser.add_argument(
+        "--config", type=str, nargs="?", metavar="FILE", help="the experiment file, or its name: survey/resnet"
+    )
     parser.add_argument(
         "--scale", type=str, help="a file of experiments/scale; by default that of params.yaml, or embedded"
     )

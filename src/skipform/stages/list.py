@@ -2,37 +2,46 @@
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from skipform import nets, tasks
+from skipform import nets, shipped, tasks
 from skipform.data import sets
 from skipform.errors import SkipformError
 from skipform.files import read_text, read_yaml
 
 
-def main(*, root: str = ".", scale: str | None = None) -> None:
+def main(*, root: Path | None = None, scale: str | None = None) -> None:
     """Print the networks, the data sets, the tasks and the experiment files; or what the experiments take at a scale.
 
     Per experiment: runs (variants x seeds), hours of a GPU or of a CPU, the memory of its largest run, and what its
     runs leave on the disk, as its file states them. A dash stands for what a file does not state.
 
     Args:
-        root: The folder that holds experiments/.
+        root: The folder that holds experiments/; by default the working directory, or where skipform is installed.
         scale: A file of experiments/scale, such as paper.
     """
-    if not Path(root).is_dir():
+    if root is not None and not root.is_dir():
         raise SkipformError(f"--root {root}: no such folder; accepted: the folder that holds experiments/")
+    root = shipped.root() if root is None else root
     if scale is not None:
-        print("\n".join(table(Path(root), scale)))
+        print("\n".join(table(root, scale)))
         return
-    files = [path for kind in ("survey", "claims") for path in sorted(Path(root, "experiments", kind).glob("*.yaml"))]
-    experiments = [str(path.relative_to(root)) for path in files]
+    experiments = [f"{folder}/{file.stem}" for folder, file in experiment_files(root)]
     kinds = {"networks": nets.names(), "data sets": sorted(sets()), "tasks": tasks.names(), "experiments": experiments}
     for title, names in kinds.items():
         print(f"{title}:")
         for name in names or [f"none in {root}; a checkout of the project has some"]:
             print(f"  {name}")
+
+
+def experiment_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """The experiment files in the folders of root/experiments, each with the name of its folder."""
+    for folder in ("survey", "claims", "gpu", "cpu"):
+        for file in sorted((root / "experiments" / folder).glob("*.yaml")):
+            if file.stem != "table":  # rows of the other experiments
+                yield folder, file
 
 
 class Row(NamedTuple):
@@ -69,17 +78,14 @@ def rows_of(root: Path, scale: str) -> list[Row]:
     params = root / "params.yaml"
     shared = read_yaml(params).get("seeds", [0]) if params.is_file() else [0]
     unknown, rows = Cost(math.nan, True, math.nan, math.nan), []
-    for folder in ("survey", "claims", "gpu", "cpu"):
-        for file in sorted((root / "experiments" / folder).glob("*.yaml")):
-            if file.stem == "table":  # rows of the other experiments
-                continue
-            own = re.search(r"^# Run .*--seeds((?: \d+)+)", read_text(file), re.MULTILINE)
-            seeds = len(own[1].split()) if own else len(shared)
-            cost = stated(file).get(scale, unknown)
-            hours = seeds * cost.hours
-            gpu, cpu = (hours, math.nan) if cost.on_gpu else (math.nan, hours)
-            runs = seeds * len(read(file, scale).variants)
-            rows.append(Row(f"{folder}/{file.stem}", runs, gpu, cpu, cost.memory, seeds * cost.disk))
+    for folder, file in experiment_files(root):
+        own = re.search(r"^# Run .*--seeds((?: \d+)+)", read_text(file), re.MULTILINE)
+        seeds = len(own[1].split()) if own else len(shared)
+        cost = stated(file).get(scale, unknown)
+        hours = seeds * cost.hours
+        gpu, cpu = (hours, math.nan) if cost.on_gpu else (math.nan, hours)
+        runs = seeds * len(read(file, scale).variants)
+        rows.append(Row(f"{folder}/{file.stem}", runs, gpu, cpu, cost.memory, seeds * cost.disk))
     return rows
 
 

@@ -1,7 +1,6 @@
 """Measure the nets of one experiment, before and after training: regions between test images, ranks."""
 
 import os
-import statistics
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +17,7 @@ from skipform.measure.line import line_of
 from skipform.measure.program import Program
 from skipform.measure.rank import finite, points_within, ranks
 from skipform.nets import features
-from skipform.outputs import check_file
-from skipform.runs import Run, finished, read_summary
+from skipform.runs import Run, finished
 from skipform.training import launch
 
 
@@ -27,7 +25,6 @@ def main(
     folder: str,
     *,
     out: str,
-    metrics: str | None = None,
     slices: Count = 3,
     batch: Count = 16,
     memory: Factor = 8.0,
@@ -48,7 +45,6 @@ def main(
     Args:
         folder: The folder of the runs, for example runs/survey/resnet.
         out: The JSON file to write.
-        metrics: A second JSON file, for a flat summary: medians over the seeds of the first variant, trained.
         slices: The number of segments.
         batch: The number of images for the functional dimension.
         memory: GiB for the Jacobian of the functional dimension and its decomposition. It is this number, and not the
@@ -57,18 +53,11 @@ def main(
         workers: Local processes; when not given one per core, or fewer if the memory of the machine is not enough.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
-    if metrics is not None:
-        check_file(metrics, "--metrics", suffixes=[".json"])
-        if Path(metrics).absolute() == Path(out).absolute():
-            raise SkipformError(f"--metrics {metrics}: the file of --out; accepted: another one")
     options = {"slices": slices, "batch": batch, "memory": memory}
-    trained = read_summary(folder) if metrics is not None else {}
     if executor == "local" and workers is None:
         workers = processes(finished(folder), batch, memory)
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
         write_json(out, {"net": Path(folder).name, "batch": batch, "rows": rows})
-        if metrics is not None:
-            write_json(metrics, summary(trained, rows))
 
 
 def processes(runs: list[Run], batch: int, memory: float) -> int:
@@ -79,24 +68,6 @@ def processes(runs: list[Run], batch: int, memory: float) -> int:
     jacobian = 2 * 8 * rows * max((run.metrics["parameters"] for run in runs), default=0)
     needed = 2**30 + 2 * min(memory * 2**30, jacobian)
     return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().total // needed)))
-
-
-def summary(trained: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first variant in one line: its errors and size from `skipform fit`, and the medians of its measures."""
-    variant = next(iter(trained))
-    chosen = [row for row in rows if row["variant"] == variant and row["when"] == "final"]
-    return {
-        "variant": variant,
-        "parameters": trained[variant]["parameters"],
-        "train_error": trained[variant]["train_error"]["middle"],
-        "test_error": trained[variant]["test_error"]["middle"],
-        **{key: _middle([row[key] for row in chosen]) for key in ("line_regions", "line_pieces", "feature_rank")},
-    }
-
-
-def _middle(values: list[int | None]) -> float | None:
-    """The median of a variant's measurements; None if its net has no such measure."""
-    return None if None in values else statistics.median(values)  # type: ignore[type-var]
 
 
 def measure_run(

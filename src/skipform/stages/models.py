@@ -3,30 +3,34 @@
 import math
 from importlib import import_module
 
+import torch
 from torch import nn
 
+from skipform.arguments import Seed
 from skipform.errors import SkipformError, one_line, shown
 from skipform.files import json_value
 
 LARGEST = 2**30  # numbers of an input, 8 GiB in float64
 
 
-def from_factory(factory: str, arguments: str = "{}") -> nn.Module:
-    """The model that MODULE:FACTORY returns for JSON arguments, in evaluation mode. Raises SkipformError if it is no
-    torch module."""
+def from_factory(factory: str, arguments: str = "{}", *, seed: Seed = 0) -> nn.Module:
+    """The model that MODULE:FACTORY returns for JSON arguments, in evaluation mode. Its random weights are those of
+    torch's generator after torch.manual_seed(seed). Raises SkipformError if it is no torch module."""
     module, _, name = factory.partition(":")
     given = json_value(arguments, f"--arguments {shown(arguments)}")
     if not isinstance(given, dict):
         raise SkipformError(f'--arguments {shown(arguments)}; accepted: a JSON object, e.g. {{"num_classes": 10}}')
     try:
-        model = getattr(import_module(module), name)(**given)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            model = getattr(import_module(module), name)(**given)
         if isinstance(model, nn.Module):
             model.eval()  # which does not end for a module that contains itself
     except (Exception, SystemExit) as error:  # foreign code may raise anything, or try to exit
         raise SkipformError(
             f"{shown(factory)}: {type(error).__name__}: {one_line(error, 500)};"
             " MODULE:FACTORY that returns a model is accepted"
-        ) from error
+        ) from None
     if not isinstance(model, nn.Module):
         raise SkipformError(f"{factory} returns a {type(model).__name__}; a torch.nn.Module is accepted")
     return model

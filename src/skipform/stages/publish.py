@@ -1,10 +1,16 @@
-"""`skipform publish`: copy the summaries of finished runs into results/, each number with its origin."""
+"""`skipform publish`: copy the summaries of finished runs into results/, each number with its origin.
+
+For the runs of the pipeline it also copies what its stages took here: `skipform repro` on another machine starts from
+these times.
+"""
 
 from pathlib import Path
 
 from skipform import results
 from skipform.errors import SkipformError
+from skipform.files import write_json
 from skipform.outputs import WORKING, check_file
+from skipform.pipeline import PUBLISHED, SECONDS, read_seconds
 from skipform.runs import Run, read_summary
 
 
@@ -30,3 +36,5 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
     out = out if out is not None else str(Path("results", f"{scales[0]}.csv"))
     check_file(out, suffixes=[".csv"])
     results.write(out, rows)
+    if runs == "runs/survey" and SECONDS.is_file():
+        write_json(PUBLISHED, read_seconds(PUBLISHED) | {scales[0]: read_seconds(SECONDS)})

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from skipform.arguments import Factor, Natural, Seed
 from skipform.errors import SkipformError, shown
 from skipform.files import whole, write_text
-from skipform.measure import plane
+from skipform.measure import PlaneRegions, plane
 from skipform.outputs import check_file
 from skipform.runs import Run
 from skipform.stages.models import from_factory, shape_of
@@ -48,13 +48,13 @@ def main(
         points: A .npy file of three inputs, shape (3, ...).
         images: Three indices of test images, for a run's folder.
         box: The lowest and highest s, the lowest and highest t; by default -1 1 -1 1.
-        seed: The seed of the random points, which are standard normal.
+        seed: The seed of the random points, which are standard normal, and of the weights of MODULE:FACTORY.
         memory_gib: A computation that needs more memory than this is refused.
     """
     check_file(out, suffixes=SUFFIXES)
     table = out.with_suffix(".csv")
     _check_table(table)
-    net, example, candidates = _network(source, input, arguments, images)
+    net, example, candidates = _network(source, input, arguments, images, seed)
     low_s, high_s, low_t, high_t = _box(box)
     origin, u, v = _plane(example, candidates, points, seed)
     start = time.perf_counter()
@@ -72,14 +72,13 @@ def main(
     print(f"activation regions   {regions.count:,}   counted in {time.perf_counter() - start:.2f} s")
     print(f"affine pieces        {regions.pieces:,}")
     print(f"distinct affine maps {regions.maps:,}")
-    polygons, areas, labels = regions.polygons(), regions.areas(), regions.labels
-    write_text(table, _table(polygons, areas, labels))
-    _draw(out, polygons, labels, (low_s, high_s, low_t, high_t))
+    write_text(table, _table(regions))
+    _draw(out, regions)
     print(f"written              {out}, {table}")
 
 
 def _network(
-    source: str, input: str | None, arguments: str, images: list[Natural] | None
+    source: str, input: str | None, arguments: str, images: list[Natural] | None, seed: Seed
 ) -> tuple[nn.Module, Tensor, Tensor | None]:
     """The net in eval mode, an input of the right shape, and three points if the source is a run's folder."""
     folder = Path(source)
@@ -95,7 +94,7 @@ def _network(
     if input is None or images is not None:
         wrong = "--input is missing" if input is None else "--images needs a run's folder"
         raise SkipformError(f"{source}: {wrong}; MODULE:FACTORY takes --input, e.g. 3,32,32, and --points or --seed")
-    return from_factory(source, arguments), torch.zeros(shape_of(input), dtype=torch.float64), None
+    return from_factory(source, arguments, seed=seed), torch.zeros(shape_of(input), dtype=torch.float64), None
 
 
 def _box(box: list[float] | None) -> tuple[float, float, float, float]:
@@ -140,29 +139,24 @@ def _check_table(table: Path) -> None:
                 )
 
 
-def _table(polygons: list[np.ndarray], areas: np.ndarray, labels: np.ndarray) -> str:
+def _table(regions: PlaneRegions) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
-    for region, (polygon, area, piece) in enumerate(zip(polygons, areas, labels, strict=True)):
+    columns = regions.polygons(), regions.areas(), regions.labels
+    for region, (polygon, area, piece) in enumerate(zip(*columns, strict=True)):
         corners = " ".join(f"{s:.17g},{t:.17g}" for s, t in polygon)
         table.writerow([region, piece, f"{area:.17g}", corners])
     return text.getvalue()
 
 
-def _draw(out: Path, polygons: list[np.ndarray], labels: np.ndarray, box: tuple[float, float, float, float]) -> None:
+def _draw(out: Path, regions: PlaneRegions) -> None:
     import matplotlib as mpl
-    from matplotlib.collections import PolyCollection
     from matplotlib.figure import Figure
 
-    # A low-discrepancy sequence of positions in one colour map, so that pieces differ in lightness too.
-    shades = mpl.colormaps["cividis"]((0.5 + labels * 0.6180339887498949) % 1.0)
     with mpl.rc_context({"svg.hashsalt": "skipform"}):
         figure = Figure(figsize=(6, 6), layout="constrained")
-        axes = figure.subplots()
-        axes.add_collection(PolyCollection(polygons, facecolors=shades, edgecolors="black", linewidths=0.15))
-        axes.set(xlim=box[:2], ylim=box[2:], xlabel="s", ylabel="t", aspect="equal")
-        axes.set_title(f"{len(polygons):,} activation regions in {labels.max() + 1:,} affine pieces (one shade each)")
+        regions.plot(figure.subplots())
         with whole(out) as temporary:
             dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}, ".png": {}}[out.suffix]
             figure.savefig(temporary, format=out.suffix[1:], dpi=150, metadata=dates)

@@ -2,23 +2,35 @@
 
 DVC says which stages there are and which are out of date, and runs each of them (`dvc repro --single-item`). Plain
 `dvc repro` does the same one stage at a time: it takes longer, for a stage imports, reads and writes on one core.
+At the first run there are no times of this machine: those in results/ are used, corrected as stages finish.
 """
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
 import psutil
 
 from skipform.errors import SkipformError
-from skipform.files import fields, read_json, read_yaml, write_json
-from skipform.pipeline import Graph, Outcome, ask, prepare, recover, reproduce, stages
+from skipform.files import fields, read_yaml, write_json
+from skipform.pipeline import (
+    PUBLISHED,
+    SECONDS,
+    Graph,
+    Outcome,
+    ask,
+    prepare,
+    read_seconds,
+    recover,
+    reproduce,
+    seconds_of,
+    stages,
+)
 from skipform.training import tracking
 
-SECONDS = Path("build/seconds.json")  # what each stage took when it last ran here
 FIRST = "data"  # runs before all others, which do not depend on it: without the data nothing is begun
 
 
@@ -53,15 +65,34 @@ def with_descendants(graph: Graph, names: Iterable[str]) -> set[str]:
 
 def default_jobs() -> int:
     """2 where the scale of params.yaml trains on the CPU; an accelerator is one stage's alone."""
-    scale = fields(read_yaml("params.yaml"), {"scale": str}, "params.yaml")["scale"]
-    file = f"experiments/scale/{scale}.yaml"
+    file = f"experiments/scale/{_scale()}.yaml"
     trainer = fields(read_yaml(file), {"trainer": dict}, file)["trainer"]
     return 2 if trainer.get("accelerator") == "cpu" else 1
 
 
+def _scale() -> str:
+    return fields(read_yaml("params.yaml"), {"scale": str}, "params.yaml")["scale"]
+
+
+def seconds_left(left: Iterable[str], here: dict[str, float], elsewhere: dict[str, float]) -> float | None:
+    """About how long the stages `left` take one after another; None where nothing is known.
+
+    here: what stages took on this machine. elsewhere: the same on another one, whose speed relative to this one is
+    estimated from the stages that both have run. A stage that neither has run counts as their median.
+    """
+    both = here.keys() & elsewhere.keys()
+    speed = sum(here[name] for name in both) / sum(elsewhere[name] for name in both) if both else 1.0
+    known = {name: speed * seconds for name, seconds in elsewhere.items()} | here
+    if not known:
+        return None
+    typical = statistics.median(known.values())
+    return sum(known.get(name, typical) for name in left)
+
+
 def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
     """Run the stages `left`, each after those that it depends on; 1 if one of them fails."""
-    seconds = _seconds()
+    seconds = seconds_of(read_seconds(SECONDS))
+    published = seconds_of(read_seconds(PUBLISHED).get(_scale())) if PUBLISHED.is_file() else {}
     waiting, start, failed = [name for name in graph if name in left], time.monotonic(), 0
     running: dict[Future[Outcome], str] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -71,13 +102,10 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
                 ready = [FIRST] if FIRST in ready else [] if FIRST in running.values() else ready
                 for name in ready[: jobs - len(running)]:
                     waiting.remove(name)
-                    known = (
-                        f", about {_minutes(sum(seconds[n] for n in left) / jobs)} left" if left <= set(seconds) else ""
-                    )
-                    gone = _minutes(time.monotonic() - start)
-                    print(
-                        f"== stage {len(graph) - len(waiting)} of {len(graph)}: {name}, {gone} gone{known}", flush=True
-                    )
+                    expected = seconds_left(left, seconds, published)
+                    rest = "" if expected is None else f", about {_minutes(expected / jobs)} left"
+                    number, gone = len(graph) - len(waiting), _minutes(time.monotonic() - start)
+                    print(f"== stage {number} of {len(graph)}: {name}, {gone} gone{rest}", flush=True)
                     running[pool.submit(reproduce, name, force, jobs == 1)] = name
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     name, outcome = running.pop(done), done.result()
@@ -104,16 +132,6 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
     if failed < 0:
         print("skipform repro: dvc was killed; the same command goes on", file=sys.stderr)
     return int(failed != 0)
-
-
-def _seconds() -> dict[str, float]:
-    """Stage -> seconds when it last ran here. They only say how much time is left: a damaged file counts as none."""
-    try:
-        seconds = read_json(SECONDS)
-    except SkipformError:
-        return {}
-    numbers = isinstance(seconds, dict) and all(type(value) in (int, float) for value in seconds.values())
-    return seconds if numbers else {}
 
 
 def _minutes(seconds: float) -> str:

@@ -35,12 +35,12 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
         keep_add: Leave additions as they are (Proposition 1).
-        seed: The seed of the random inputs.
+        seed: The seed of the model's random weights and of the random inputs.
     """
     check_file(out, suffixes=SUFFIXES)
     generator = torch.Generator().manual_seed(seed)
     shapes = [shape_of(text) for text in input.split()]
-    model = from_factory(factory, arguments).double()
+    model = from_factory(factory, arguments, seed=seed).double()
     with tqdm(
         total=4,
         desc="rewrite",

@@ -67,6 +67,9 @@ class Affine:
         data = fractions([value for row in nonzero for _, value in row])
         return Affine(indptr, indices, data, fractions(bias), in_features)
 
+    def __repr__(self) -> str:
+        return f"Affine(in_features={self.in_features}, out_features={self.out_features}, nonzeros={self.nonzeros})"
+
     @property
     def out_features(self) -> int:
         return len(self.bias)

@@ -56,6 +56,10 @@ class CanonicalNetwork:
             if shape is not None and math.prod(shape) != features:
                 raise SkipformError(f"CanonicalNetwork: {name} {shape} does not hold {features} coordinates")
 
+    def __repr__(self) -> str:
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"CanonicalNetwork({sizes}, depth={self.depth}, relu_count={self.relu_count})"
+
     @property
     def affine_maps(self) -> tuple[Affine, ...]:
         """A_0, ..., A_{L-1}, R."""

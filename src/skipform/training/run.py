@@ -255,7 +255,7 @@ def fingerprint_of(config: dict[str, Any]) -> str:
 
 
 # Pathspecs of git: all files of the project but those that the pipeline itself writes while it runs.
-_NOT_WRITTEN = (":/", *(f":(top,exclude){name}" for name in ("dvc.lock", "records", "measures")))
+_NOT_WRITTEN = (":/", *(f":(top,exclude){name}" for name in ("dvc.lock", "records", "measures", "scores")))
 
 
 def _provenance(seconds: float) -> dict[str, Any]:
@@ -265,7 +265,9 @@ def _provenance(seconds: float) -> dict[str, Any]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = models[0] if models else cpu
-    in_checkout = _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    # of this project: a package that was copied into another repository has no commit
+    in_checkout = _git("rev-parse", "--show-prefix") == "src/skipform/training/"
+    in_checkout = in_checkout and _git("ls-files", "--error-unmatch", Path(__file__).name) is not None
     return {
         "commit": _git("rev-parse", "HEAD") if in_checkout else None,
         "changed_since_commit": in_checkout
