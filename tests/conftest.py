@@ -8,6 +8,7 @@ project's modules that happen to be imported. Fresh examples, with the blob that
 """
 
 import os
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -29,6 +30,13 @@ settings.load_profile("same")
 # torch.export pretends that there is a CUDA device. A first backward pass after it starts threads for that device, and
 # a process that has them can fork none that trains. A first pass before it starts none.
 torch.ones((), requires_grad=True).backward()
+
+
+@pytest.fixture(autouse=True)
+def plain_plots():
+    """The notebooks of analysis/, which some tests import, have a style of their own."""
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].rcdefaults()
 
 
 class Quiet(SimpleHTTPRequestHandler):

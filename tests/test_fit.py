@@ -215,13 +215,13 @@ def test_records_are_what_the_files_of_the_runs_hold(unkilled, tmp_path, monkeyp
 
 def test_sources_that_the_pipeline_does_not_write_count_as_changed(tmp_path, monkeypatch):
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
-    names = ("src/run.py", "dvc.lock", "records/a.jsonl", "measures/a.json")
+    names = ("src/skipform/training/run.py", "dvc.lock", "records/a.jsonl", "measures/a.json")
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("before")
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    monkeypatch.setattr(run, "__file__", str(tmp_path / "src" / "run.py"))
+    monkeypatch.setattr(run, "__file__", str(tmp_path / names[0]))
     changed = []
     for name in reversed(names):
         (tmp_path / name).write_text("after")

@@ -203,6 +203,6 @@ def test_without_dvc_the_pipeline_is_refused_in_one_line(project, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "[]", '{"first": "x"}', "\0"])
 def test_times_that_cannot_be_read_are_not_shown(project, text):
-    repro.SECONDS.parent.mkdir(exist_ok=True)
-    repro.SECONDS.write_text(text)
-    assert repro._seconds() == {}
+    pipeline.SECONDS.parent.mkdir(exist_ok=True)
+    pipeline.SECONDS.write_text(text)
+    assert pipeline.seconds_of(pipeline.read_seconds(pipeline.SECONDS)) == {}
