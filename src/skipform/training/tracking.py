@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
+from multiprocessing import parent_process
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,10 +178,12 @@ def start(
 
 @cache
 def _write_all_at_the_end_of(process: int) -> None:
-    """Let W&B write what it has not written when this process ends: by itself it does so in none but the main one."""
+    """Let W&B write what it has not written when this process ends: by itself it does so in none but the main one,
+    where a second time would be an error."""
     import wandb
 
-    Finalize(None, wandb.teardown, exitpriority=1)
+    if parent_process() is not None:
+        Finalize(None, wandb.teardown, exitpriority=1)
 
 
 def experiment_of(path: Path) -> str:
