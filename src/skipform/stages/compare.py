@@ -22,6 +22,8 @@ PATTERNS = ("records/*/*.jsonl", "measures/survey/*.json", "measures/claims/*.js
 SURVEY = ("line_regions", "line_pieces", "jacobian_rank", "feature_rank", "functional_dimension")
 CLAIM = ("regions", "pieces", "jacobian_rank", "hidden_rank", "functional_dimension")
 VERDICT = ("claim", "measure", "when", "first", "second")
+SUFFIXES = (".html", ".csv")
+GOOD = ("equal", "inside", "kept")  # what a number or a verdict may be where the found one agrees
 COLUMNS = ["kind", "experiment", "variant", "number", "committed", "found", "is"]
 
 Key = tuple[str, str, str, str]  # kind, experiment, variant, number
@@ -37,10 +39,6 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.median:.6g} ({self.low:.6g} to {self.high:.6g})"
-
-
-SUFFIXES = (".html", ".csv")
-GOOD = ("equal", "inside", "kept")
 
 
 def main(*, revision: str = "HEAD", out: str | None = None, badge: str | None = None) -> None:
