@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -177,6 +178,14 @@ def test_a_run_that_is_killed_or_done_again_is_one_run(project, monkeypatch):
     again = read_all(project)
     assert again.keys() == resumed.keys()
     assert all([row["epoch"] for row in logged.history] == [1, 2] for logged in again.values())
+
+
+def test_a_run_that_is_done_again_within_the_same_second_is_one_run(project, monkeypatch):
+    moment = time.time()
+    monkeypatch.setattr(time, "time", lambda: moment)
+    for _ in range(3):
+        stage_runs.log("verify", {"out": ROOT / "measures" / "theorems.json"}, 1.0)
+    assert len(read_all(project)) == 1
 
 
 def test_examples_are_read_back_as_masks_boxes_attention_and_texts(project):

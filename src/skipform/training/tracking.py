@@ -170,8 +170,10 @@ def start(
         _go_offline(one_line(error))
         run = wandb.init(mode="offline", **options)
     own = Path(run.settings.sync_dir)
-    for older in own.parent.glob(f"offline-run-????????_??????-{run.id}"):
-        if older != own:
+    # W&B numbers the folders of one id that were made in the same second: -1, -2, ...
+    folders = re.compile(rf"offline-run-\d{{8}}_\d{{6}}-{re.escape(run.id)}(-\d{{1,7}})?")
+    for older in own.parent.iterdir():
+        if folders.fullmatch(older.name) and older != own:
             shutil.rmtree(older)
     return run
 
