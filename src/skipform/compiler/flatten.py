@@ -37,11 +37,12 @@ from skipform.compiler.check import (
 )
 from skipform.compiler.emit import BATCH, CONVOLUTIONS, TRANSPOSED
 from skipform.compiler.rewrite import rewrite_in_float64
+from skipform.compiler.targets import MEMORY
+from skipform.compiler.targets.keep_add import AddingEmitter
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
 
-MEMORY = 4 * 2**30  # bytes
 ENTRY = 16  # bytes of one stored entry: a float64 and its column
 MOVES = (
     torch.reshape,
@@ -160,7 +161,7 @@ def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, c
     InternalError is raised if they differ.
     """
     inputs = in_dtype_of(module, examples(example_inputs))
-    graph = rewrite_in_float64(module, inputs, keep_add=True, check=check)
+    graph = rewrite_in_float64(module, inputs, AddingEmitter, check=check)
     shape = structure(graph)
     needed = ENTRY * (shape.entries + 3 * shape.largest)
     if needed > memory:
