@@ -84,7 +84,10 @@ def rewrite_in_float64(
             _compare_dtypes(emitter, node, [n for n in node.all_input_nodes if is_activation(values.get(n))])
         elif node.op == "output":
             flat = [_output(emitter, a, _read(values, origin, a)) for a in node.args[0]]
-    graph = _finish(emitter, captured, flat, inputs, type(module).__name__)
+    outputs = pytree.tree_unflatten(list(flat), captured.outputs)
+    graph = finish(emitter, outputs, [tuple(x.shape[1:]) for x in inputs], type(module).__name__)
+    operations = Counter(operation(n.target) for n in captured.graph.nodes if _computes(n))
+    graph.meta["original_operations"] = dict(operations)
     if check:
         compare(module, captured, graph, written, inputs)
     return graph
@@ -303,11 +306,9 @@ def _output(emitter: Emitter, argument: Any, value: Any) -> Any:
     return value
 
 
-def _finish(
-    emitter: Emitter, captured: Captured, flat: Sequence[Any], inputs: Sequence[Tensor], name: str
-) -> fx.GraphModule:
-    """The graph module: dead operations and buffers dropped, outputs in the structure of the original."""
-    outputs = pytree.tree_unflatten(list(flat), captured.outputs)
+def finish(emitter: Emitter, outputs: Any, shapes: Sequence[tuple[int, ...]], name: str) -> fx.GraphModule:
+    """The graph module of an emitter's graph: dead operations and buffers dropped. shapes: of one sample of each
+    input."""
     emitter.graph.output(outputs)
     emitter.graph.eliminate_dead_code()
     for node in emitter.graph.nodes:
@@ -320,8 +321,5 @@ def _finish(
         node.target = f"constant_{position}"
         root.register_buffer(node.target, constant)
     rewritten = fx.GraphModule(root, emitter.graph, class_name=f"{name}Rewritten")
-    rewritten.meta["original_operations"] = dict(
-        Counter(operation(n.target) for n in captured.graph.nodes if _computes(n))
-    )
-    rewritten.register_forward_pre_hook(InputShapes([tuple(x.shape[1:]) for x in inputs]), with_kwargs=True)
+    rewritten.register_forward_pre_hook(InputShapes(shapes), with_kwargs=True)
     return rewritten.eval()

@@ -4,6 +4,8 @@ rewritten(module, inputs, settings) -> fx.GraphModule        float64; `inputs` a
 
 grammar      affine maps, ReLU, concatenation and reshapes, strictly
 keep_add     the same, with additions left as they are (Proposition 1)
+verifier     Conv, Gemm, Relu, Add, Concat along channels, Flatten, Reshape, for tools that read few operations
+perceptron   a chain Gemm, Relu, Gemm, ... without a skip (Definition 1)
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
+
+import numpy as np
 
 from skipform.errors import SkipformError, shown
 
@@ -29,6 +33,25 @@ class Settings:
     check: bool = True
     box: tuple[Any, Any] | None = None
     memory: int = MEMORY
+
+
+def bounds_of(box: tuple[Any, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The lower and upper bounds of a box as arrays of this shape. Raises SkipformError unless they are finite, in
+    order, and of this shape or one that spreads to it."""
+    try:
+        lower, upper = (np.broadcast_to(np.asarray(bound, dtype=np.float64), shape) for bound in box)
+    except (TypeError, ValueError):
+        raise SkipformError(
+            f"box: accepted are (lower, upper), each a number or an array of shape {tuple(shape)}"
+        ) from None
+    if not (np.isfinite(lower).all() and np.isfinite(upper).all()):
+        raise SkipformError("box: a bound is NaN or infinite; finite numbers are accepted")
+    if (lower > upper).any():
+        where = tuple(map(int, np.argwhere(lower > upper)[0]))
+        raise SkipformError(
+            f"box: lower {lower[where]:g} > upper {upper[where]:g} at {where}; lower <= upper is accepted"
+        )
+    return lower, upper
 
 
 def names() -> list[str]:
