@@ -2,9 +2,12 @@
 
 import math
 from importlib import import_module
+from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipform.arguments import Seed
 from skipform.errors import SkipformError, one_line, shown
@@ -49,3 +52,14 @@ def shape_of(text: str) -> tuple[int, ...]:
     if math.prod(shape) > LARGEST:
         raise SkipformError(f"--input {shown(text)}: at most {LARGEST:,} numbers are accepted")
     return shape
+
+
+def read_inputs(path: Path, shape: tuple[int, ...], option: str) -> Tensor:
+    """The numbers of a .npy file of this shape, in float64. Raises SkipformError for any other file."""
+    try:
+        given = torch.from_numpy(np.load(path, allow_pickle=False)).double()
+    except (OSError, EOFError, ValueError, TypeError, MemoryError, BadZipFile) as error:
+        raise SkipformError(f"{option} {path}: not a .npy file of numbers ({error})") from None
+    if given.shape != shape:
+        raise SkipformError(f"{option} {path}: shape {tuple(given.shape)}; {shape} is accepted")
+    return given

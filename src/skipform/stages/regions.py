@@ -4,9 +4,7 @@ import csv
 import io
 import time
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -17,7 +15,7 @@ from skipform.files import whole, write_text
 from skipform.measure import PlaneRegions, plane
 from skipform.outputs import check_file
 from skipform.runs import Run
-from skipform.stages.models import from_factory, shape_of
+from skipform.stages.models import from_factory, read_inputs, shape_of
 
 SUFFIXES = (".svg", ".png", ".pdf")
 COLUMNS = ["region", "piece", "area", "corners"]  # of the table
@@ -107,13 +105,7 @@ def _box(box: list[float] | None) -> tuple[float, float, float, float]:
 def _plane(example: Tensor, candidates: Tensor | None, points: Path | None, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The origin and the directions u, v of the plane; see `main`."""
     if points is not None:
-        try:
-            given = torch.from_numpy(np.load(points, allow_pickle=False)).double()
-        except (OSError, EOFError, ValueError, TypeError, MemoryError, BadZipFile) as error:
-            raise SkipformError(f"--points {points}: not a .npy file of numbers ({error})") from None
-        if given.shape != (3, *example.shape):
-            raise SkipformError(f"--points {points}: shape {tuple(given.shape)}; {(3, *example.shape)} is accepted")
-        candidates = given
+        candidates = read_inputs(points, (3, *example.shape), "--points")
     if candidates is None and example.numel() == 2:
         first, second = torch.eye(2, dtype=torch.float64)
         return example, first.reshape(example.shape), second.reshape(example.shape)
