@@ -22,9 +22,9 @@ def from_onnx(path: str | Path) -> tuple[OnnxNetwork, tuple[Tensor, ...]]:
     module(*examples) is what the file computes, a tensor or a tuple of them, in the type of its inputs (float or
     double). Shapes are those of the file. The module takes any number b of samples:
 
-        inputs (1, ...), or with a free first size (N, ...)      (b, ...)
-        inputs (n, ...) that the file treats as n samples        (b, ...), the examples have b = n
-        other inputs (r, ...)                                    (b, r, ...): the file has no batch
+        inputs (1, r, ...), or with a free first size (N, ...)   (b, r, ...)
+        inputs (n, r, ...) that the file treats as n samples     (b, r, ...), the examples have b = n
+        other inputs, and vectors (r,)                           (b, r, ...): the file has no batch
 
     Outputs likewise. The examples are standard normal. Weights are parameters, named after the initializers. Casts
     between float and double are the identity. Opsets 1 to the newest that the onnx package knows.
@@ -45,8 +45,8 @@ def from_onnx(path: str | Path) -> tuple[OnnxNetwork, tuple[Tensor, ...]]:
     return module.to(file.dtype), tuple(torch.randn(shape, generator=generator, dtype=file.dtype) for shape in shapes)
 
 
-def _module(file: File, shapes: list[Shape]) -> OnnxNetwork:
-    return OnnxNetwork(trace(file, shapes), torch.float64)
+def _module(file: File, shapes: list[Shape], batched: bool = True) -> OnnxNetwork:
+    return OnnxNetwork(trace(file, shapes), torch.float64, batched)
 
 
 def _shapes(file: File, first: int | None = None) -> list[Shape]:
@@ -71,14 +71,16 @@ def _of_free_batch(file: File) -> tuple[OnnxNetwork, list[Shape]]:
 def _of_fixed_shapes(file: File) -> tuple[OnnxNetwork, list[Shape]]:
     """The module, and the shapes of its examples: of n samples if n is the first size of all inputs and a batch."""
     shapes = _shapes(file)
-    whole = _module(file, shapes)
-    sizes = {shape[:1] for shape in shapes}
-    size = sizes.pop()[0] if len(sizes) == 1 and () not in sizes else 1
+    sizes = {shape[0] if len(shape) > 1 else 0 for shape in shapes}  # a vector has no batch
+    size = sizes.pop() if len(sizes) == 1 else 0
+    whole = _module(file, shapes, size == 1)
     if size > 1:
         try:
             of_one = _module(file, _shapes(file, 1))
         except SkipformError:
-            return whole, [(1, *shape) for shape in shapes]
-        if is_batch(of_one, whole, size):
-            return of_one, shapes
-    return whole, [shape if shape[:1] == (1,) else (1, *shape) for shape in shapes]
+            size = 0
+        else:
+            size = size if is_batch(of_one, whole, size) else 0
+    if size > 1:
+        return of_one, shapes
+    return whole, shapes if size == 1 else [(1, *shape) for shape in shapes]

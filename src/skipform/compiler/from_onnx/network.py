@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.compiler.from_onnx.file import NUMBERS, File, Node
-from skipform.compiler.from_onnx.operation import Call, Operation, Rule, Shape, Value
+from skipform.compiler.from_onnx.operation import Call, Operation, Rule, Shape, Value, held, in_front
 from skipform.compiler.from_onnx.operators import OPERATORS
 from skipform.errors import SkipformError, first_line, shown
 
@@ -109,10 +109,12 @@ def _apply(node: Node, operands: list[Value | None], place: str, dtype: torch.dt
 
 class OnnxNetwork(nn.Module):
     """An ONNX file as a module. Its operations are named after the nodes of the file, its parameters after the
-    initializers. forward takes and returns tensors in the order of the file; their first dimension is the batch."""
+    initializers. forward takes and returns tensors in the order of the file, their first dimension is the batch: it
+    stands for the first size, 1, of the file's inputs if they are `batched`, else it comes in front of their sizes."""
 
-    def __init__(self, traced: Trace, dtype: torch.dtype):
+    def __init__(self, traced: Trace, dtype: torch.dtype, batched: bool):
         super().__init__()
+        self.batched = batched
         self.input_shapes = [value.shape for value in traced.inputs]
         self.operations = nn.ModuleList(Operation(step.title, step.rule) for step in traced.steps)
         names: dict[int, str] = {}  # of every value
@@ -144,12 +146,12 @@ class OnnxNetwork(nn.Module):
         return plain if number == 1 else f"{plain}_{number}"
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        if not self.batched:
+            inputs = tuple(held(x, shape) for x, shape in zip(inputs, self.input_shapes, strict=True))
         outputs = self._run(inputs, on_the_file=False)
-        batch = inputs[0].shape[0]
         for i, (_, shape, active) in enumerate(self.results):
-            if not active:
-                y = outputs[i]
-                outputs[i] = y.expand(batch, *shape[1:]) if shape[:1] == (1,) else y.expand(batch, *shape)
+            y = outputs[i] if active else held(outputs[i].expand(inputs[0].shape[0], *shape), shape)
+            outputs[i] = y if self.batched else in_front(y, shape)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def on_the_file(self, *inputs: Tensor) -> list[Tensor]:
