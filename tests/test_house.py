@@ -153,6 +153,7 @@ def test_every_public_name_exists():
         "build",
         "canonical",
         "data",
+        "from_onnx",
         "rewrite",
         "measure",
         "task",
@@ -165,18 +166,18 @@ def test_every_public_name_exists():
         skipform.absent  # noqa: B018
 
 
-def test_help_and_dir_show_the_six_public_names_and_no_others():
+def test_help_and_dir_show_the_seven_public_names_and_no_others():
     import inspect
     import pydoc
 
     import skipform
 
-    names = ["build", "canonical", "data", "measure", "rewrite", "task"]
+    names = ["build", "canonical", "data", "from_onnx", "measure", "rewrite", "task"]
     assert dir(skipform) == names
     assert all(inspect.getdoc(getattr(skipform, name)) for name in names)
     text = pydoc.render_doc(skipform, renderer=pydoc.plaintext)
     functions = text.partition("\nFUNCTIONS\n")[2].partition("\nVERSION\n")[0]
-    assert re.findall(r"^    (\w+)", functions, re.MULTILINE) == ["build", "canonical", "rewrite", "task"]
+    assert re.findall(r"^    (\w+)", functions, re.MULTILINE) == ["build", "canonical", "from_onnx", "rewrite", "task"]
     assert "\nDATA\n" not in text
     assert "\nCLASSES\n" not in text
     for name in ("data", "measure"):  # pydoc describes no modules, so the docstring of the package names them

@@ -8,6 +8,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
@@ -92,6 +93,7 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
             if not _plain(program.graph):
                 program = _run_decompositions(program, _unannounced_views(program.graph))
             program = _decomposed(program, supported)
+            _name_operations(module, program.graph)
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):  # the model's own
             raise
@@ -112,6 +114,17 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         raise SkipformError(f"{name}: forward returns no tensor; at least one is accepted")
     users = tuple(spec.arg.name for spec in signature.input_specs if spec.kind == InputKind.USER_INPUT)
     return Captured(program.graph, constants, users, program.call_spec.out_spec)
+
+
+def _name_operations(module: nn.Module, graph: fx.Graph) -> None:
+    """Give the operations of a module that has a `title`, as a node of an ONNX file has, this name in errors."""
+    titles = {
+        path: part.title for path, part in module.named_modules() if isinstance(getattr(part, "title", None), str)
+    }
+    for node in graph.nodes if titles else ():
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            if path in titles:
+                node.meta["title"] = titles[path]
 
 
 @contextmanager
@@ -166,9 +179,13 @@ def _same_for_every_batch(name: str, graph: fx.Graph) -> None:
         d for node in graph.nodes for x in _tensors(node) for d in x.shape if isinstance(d, torch.SymInt)
     ]
     guards = sizes[0].node.shape_env.guards if sizes else []
+    size = sympy.Symbol("batch", integer=True, positive=True)
     for guard in guards:
+        holds = guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, size))
+        if holds is sympy.true:  # such as that two inputs have the same batch size
+            continue
         for batch in range(1, BATCHES + 1):
-            if not guard.expr.subs(dict.fromkeys(guard.expr.free_symbols, batch)):
+            if not holds.subs(size, batch):
                 raise SkipformError(
                     f"{name}: forward branches on the batch size (a batch of {batch} takes another branch than the"
                     " example); one that works for every batch size is accepted"

@@ -361,11 +361,13 @@ def where(node: fx.Node | None) -> str:
     name = getattr(node.target, "_schema", None)
     text = name.name.split("::")[-1] if name else getattr(node.target, "__name__", str(node.target))
     modules = list((node.meta.get("nn_module_stack") or {}).values())
-    if modules:
+    if "title" in node.meta:
+        text += f" at {node.meta['title']}"
+    elif modules:
         path, kind = modules[-1]
         text += f" at {path or 'the module itself'} ({getattr(kind, '__name__', str(kind)).split('.')[-1]})"
     line = _line(node.meta.get("stack_trace") or "")
-    if line:
+    if line and "title" not in node.meta:
         text += f" in {line}"
     operands = [a.meta["val"] for a in node.all_input_nodes if isinstance(a.meta.get("val"), Tensor)]
     if operands:

@@ -1,4 +1,4 @@
-"""Models named on the command line: MODULE:FACTORY and shapes."""
+"""Models named on the command line: MODULE:FACTORY and shapes, or an ONNX file."""
 
 import math
 from importlib import import_module
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.arguments import Seed
+from skipform.compiler.from_onnx import from_onnx
 from skipform.errors import SkipformError, one_line, shown
 from skipform.files import json_value
 
@@ -37,6 +38,21 @@ def from_factory(factory: str, arguments: str = "{}", *, seed: Seed = 0) -> nn.M
     if not isinstance(model, nn.Module):
         raise SkipformError(f"{factory} returns a {type(model).__name__}; a torch.nn.Module is accepted")
     return model
+
+
+def is_file(source: str) -> bool:
+    """Whether the model is an ONNX file, not MODULE:FACTORY."""
+    return source.lower().endswith(".onnx")
+
+
+def from_file(source: str, input: str | None, arguments: str) -> tuple[nn.Module, list[tuple[int, ...]]]:
+    """The network of an ONNX file, and the shapes of its inputs, batch first. Raises SkipformError if options are given
+    that only MODULE:FACTORY takes."""
+    for option, given in (("--input", input is not None), ("--arguments", arguments != "{}")):
+        if given:
+            raise SkipformError(f"{source}: {option} is for MODULE:FACTORY; the shapes and weights are the file's")
+    module, examples = from_onnx(source)
+    return module, [tuple(x.shape) for x in examples]
 
 
 def shape_of(text: str) -> tuple[int, ...]:

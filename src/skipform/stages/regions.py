@@ -15,7 +15,7 @@ from skipform.files import whole, write_text
 from skipform.measure import PlaneRegions, plane
 from skipform.outputs import check_file
 from skipform.runs import Run
-from skipform.stages.models import from_factory, read_inputs, shape_of
+from skipform.stages.models import from_factory, from_file, is_file, read_inputs, shape_of
 
 SUFFIXES = (".svg", ".png", ".pdf")
 COLUMNS = ["region", "piece", "area", "corners"]  # of the table
@@ -39,7 +39,8 @@ def main(
     set (--images), or random ones (--seed). A network of two inputs is measured on its own input plane.
 
     Args:
-        source: A run's folder (runs/survey/resnet/residual/seed0), or MODULE:FACTORY that returns a torch model.
+        source: A run's folder (runs/survey/resnet/residual/seed0), MODULE:FACTORY that returns a torch model, or an
+            ONNX file of one input.
         out: The picture, one colour per piece (.svg, .png or .pdf); the table of regions is written next to it (.csv).
         input: For MODULE:FACTORY, the shape of one input, e.g. 3,32,32.
         arguments: For MODULE:FACTORY, its keyword arguments, as JSON.
@@ -87,8 +88,17 @@ def _network(
         if len(chosen) != 3 or not all(0 <= i < len(test) for i in chosen):
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")
         return run.net(), test[0], test[chosen]
+    if is_file(source):
+        if images is not None:
+            raise SkipformError(f"{source}: --images needs a run's folder; an ONNX file takes --points or --seed")
+        net, shapes = from_file(source, input, arguments)
+        if len(shapes) != 1:
+            raise SkipformError(f"{source}: a network of {len(shapes)} inputs; one is accepted")
+        return net, torch.zeros(shapes[0][1:], dtype=torch.float64), None
     if ":" not in source:
-        raise SkipformError(f"{shown(source)}: neither a run's folder (with config.yaml) nor MODULE:FACTORY")
+        raise SkipformError(
+            f"{shown(source)}: neither a run's folder (with config.yaml) nor MODULE:FACTORY nor an ONNX file"
+        )
     if input is None or images is not None:
         wrong = "--input is missing" if input is None else "--images needs a run's folder"
         raise SkipformError(f"{source}: {wrong}; MODULE:FACTORY takes --input, e.g. 3,32,32, and --points or --seed")

@@ -17,7 +17,7 @@ from skipform.compiler.targets import Settings
 from skipform.errors import InternalError, SkipformError
 from skipform.files import whole
 from skipform.outputs import check_file
-from skipform.stages.models import from_factory, shape_of
+from skipform.stages.models import from_factory, from_file, is_file, shape_of
 
 SUFFIXES = (".onnx", ".pt2", ".safetensors")
 SAMPLES = 4  # random inputs in the comparison; their batch size differs from that of the example
@@ -29,7 +29,7 @@ BOUNDS = {torch.float64: AGREEMENT, torch.float32: 2**29 * AGREEMENT}
 def main(
     factory: str,
     *,
-    input: str,
+    input: str | None = None,
     out: Path,
     arguments: str = "{}",
     target: str = "grammar",
@@ -42,8 +42,10 @@ def main(
     Exit status 2, and no file, where it differs by more than rounding: relatively 1e-12 in float64, 5.4e-4 in float32.
 
     Args:
-        factory: MODULE:FACTORY, a callable that returns the model, e.g. torchvision.models:resnet18.
-        input: The shape of the input, batch first, e.g. 1,3,64,64; shapes of several inputs separated by spaces.
+        factory: MODULE:FACTORY, a callable that returns the model, e.g. torchvision.models:resnet18; or an ONNX file,
+            e.g. model.onnx, whose shapes are the file's.
+        input: For MODULE:FACTORY, the shape of the input, batch first, e.g. 1,3,64,64; shapes of several inputs
+            separated by spaces.
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
         target: The form: grammar; keep_add, which leaves additions as they are; verifier (Conv, Gemm, Relu, Add,
@@ -61,8 +63,8 @@ def main(
     memory = int(memory_gib * 2**30)
     sparse = target == "perceptron" and out.suffix == ".safetensors"
     generator = torch.Generator().manual_seed(seed)
-    shapes = [shape_of(text) for text in input.split()]
-    model = from_factory(factory, arguments, seed=seed).double()
+    model, shapes = _model(factory, input, arguments, seed)
+    model = model.double()
     with tqdm(
         total=4,
         desc="rewrite",
@@ -103,6 +105,16 @@ def main(
     )
     print(f"difference  {double:.1e} in float64, {single:.1e} in float32, relative, {SAMPLES} random inputs")
     print(f"written     {out} ({out.stat().st_size:,} bytes)")
+
+
+def _model(source: str, input: str | None, arguments: str, seed: Seed) -> tuple[nn.Module, list[tuple[int, ...]]]:
+    """The model in eval mode and the shapes of its inputs, batch first."""
+    if is_file(source):
+        return from_file(source, input, arguments)
+    if input is None:
+        raise SkipformError(f"{source}: --input is missing; MODULE:FACTORY takes a shape, batch first, e.g. 1,3,64,64")
+    shapes = [shape_of(text) for text in input.split()]
+    return from_factory(source, arguments, seed=seed), shapes
 
 
 def export(plain: fx.GraphModule, example: tuple[Tensor, ...], path: Path) -> None:
