@@ -13,6 +13,7 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examp
 from skipform.compiler.check import check as compare
 from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
+from skipform.compiler.sequential import read
 from skipform.errors import SkipformError, first_line
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -48,7 +49,7 @@ def rewrite_in_float64(
 ) -> fx.GraphModule:
     """`rewrite`, in float64 whatever the dtype of the module and its inputs; their numbers are not rounded."""
     inputs = examples(example_inputs)
-    captured = capture(module, inputs, supported)
+    captured = read(module, inputs) or capture(module, inputs, supported)
     emitter = Emitter(inputs[0].device, keep_add=keep_add, dtype=inputs[0].dtype)
     values: dict[fx.Node, Any] = {}
     origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> the operation whose result it writes into
