@@ -88,7 +88,7 @@ def layers() -> None:
     for name, (module, shape) in LAYERS.items():
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         module = module.eval()
-        forms = [module, rewrite(module, x), rewrite(module, x, keep_add=True)]
+        forms = [module, rewrite(module, x), rewrite(module, x, "keep_add")]
         line = f"{name:24}"
         with torch.no_grad():
             for compiled in (False, True):

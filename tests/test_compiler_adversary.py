@@ -389,7 +389,7 @@ REFUSED = {
 def test_what_would_be_wrong_for_some_input_is_refused_in_one_line_before_any_check(name):
     module, words = REFUSED[name]
     with pytest.raises(SkipformError) as error:
-        rewrite(module.eval(), numbers(3, 3) if name == "a branch at 7" else numbers(2, 3), keep_add=True, check=False)
+        rewrite(module.eval(), numbers(3, 3) if name == "a branch at 7" else numbers(2, 3), "keep_add", check=False)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -284,13 +284,13 @@ MODULES = {
 }
 
 
-def assert_plain(graph, keep_add=False):
+def assert_plain(graph, target="grammar"):
     for node in graph.graph.nodes:
         if node.op != "call_function":
             assert node.op in ("placeholder", "get_attr", "output"), node.format_node()
             continue
         operands = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
-        if keep_add and node.target is torch.add:
+        if target == "keep_add" and node.target is torch.add:
             continue
         assert node.target in AFFINE | MOVES | {torch.relu, torch.cat}, node.format_node()
         assert node.target is torch.cat or len(operands) == 1, node.format_node()
@@ -306,14 +306,17 @@ def assert_equal(expected, actual, tolerance=TOLERANCE):
 
 
 @pytest.mark.parametrize(
-    ("name", "keep_add"),
-    [*((name, False) for name in CASES), *((name, True) for name in ("sums and products", "max pooling", "maxima"))],
+    ("name", "target"),
+    [
+        *((name, "grammar") for name in CASES),
+        *((name, "keep_add") for name in ("sums and products", "max pooling", "maxima")),
+    ],
 )
-def test_only_affine_relu_concat_remain(name, keep_add):
+def test_only_affine_relu_concat_remain(name, target):
     shape, function = CASES[name]
     module = Function(function).eval()
-    plain = rewrite(module, numbers(1, *shape), keep_add=keep_add)
-    assert_plain(plain, keep_add)
+    plain = rewrite(module, numbers(1, *shape), target)
+    assert_plain(plain, target)
     for batch in (1, 3):
         x = numbers(batch, *shape)
         assert_equal(module(x), plain(x))

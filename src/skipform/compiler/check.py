@@ -96,6 +96,26 @@ def check(
             )
 
 
+@torch.no_grad()
+def compare_forms(graph: fx.GraphModule, other: fx.GraphModule, box: tuple[Any, Any] | None = None) -> None:
+    """Raise InternalError unless a target's graph computes what the rewritten `graph` does, on one sample of each kind,
+    moved into the box if there is one; both are in float64, and `graph` itself was compared with the module."""
+    points = samples([tuple(n.meta["val"].shape[1:]) for n in graph.graph.nodes if n.op == "placeholder"])
+    if box is not None:
+        lower, upper = (torch.as_tensor(bound, dtype=torch.float64) for bound in box)
+        points = tuple(x.clamp(lower, upper) for x in points)
+    expected, given = tensors(graph(*points)), tensors(other(*points))
+    nodes = output_nodes(graph.graph)
+    dims = [batch_dim(n) for n in nodes]
+    if _alike(expected, given, dims, AGREEMENT):
+        return
+    allowed = deviations(graph.graph, points, Evaluation(graph.graph, points, graph).values, graph)
+    if not _alike(expected, given, dims, AGREEMENT, [allowed.get(node, torch.zeros(1)) for node in nodes]):
+        raise InternalError(
+            f"{type(other).__name__}: differs from the rewritten module; this is a defect of skipform, please report it"
+        )
+
+
 def _alike(
     expected: Sequence[Tensor],
     given: Sequence[Tensor],

@@ -38,10 +38,10 @@ class UnsupportedOperation(SkipformError):
 class Emitter:
     """A graph under construction, in float64. Equal calls become one node; constants become buffers."""
 
-    def __init__(self, device: torch.device, *, keep_add: bool, dtype: torch.dtype = torch.float64):
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float64):
         self.graph = fx.Graph()
         self.root = nn.Module()
-        self.device, self.keep_add, self.dtype = device, keep_add, dtype  # dtype: of the inputs
+        self.device, self.dtype = device, dtype  # dtype: of the inputs
         self.source: Any = None  # fx.Node: the operation of the original that is being rewritten
         self.place = ""  # its name, module, source line and shape, as `where` describes them
         self.readers: dict[fx.Node, int] = {}  # how many operations of the original read this result
@@ -267,17 +267,15 @@ class Emitter:
         terms = [(x, float(c)) for x, c in zip(xs, coefficients, strict=True)]
         if not all(math.isfinite(c) for _, c in terms):
             raise self.unsupported("has a constant that is not finite", "finite weights")
-        if merge and not self.keep_add:
+        if merge:
             terms = [(y, d) for x, c in terms for y, d in self._terms(x, c)]
         if len(terms) == 1:
             return self.scale(terms[0][0], terms[0][1], 0.0)
-        if self.keep_add:
-            (total, first), *others = terms
-            total = self.scale(total, first, 0.0)
-            for x, c in others:
-                total = self.emit(torch.add, total, x, **({} if c == 1 else {"alpha": c}))
-            return total
-        x = xs[0]
+        return self._sum(terms)
+
+    def _sum(self, terms: Sequence[tuple[fx.Node, float]]) -> fx.Node:
+        """The sum of c x over two or more terms (x, c)."""
+        x = terms[0][0]
         batch, sizes = x.meta["batch_dim"], self.sizes(x)
         state = self.cat([self.emit(torch.unsqueeze, y, batch + 1) for y, _ in terms], batch + 1)
         state = self.reshape(state, [*sizes[: batch + 1], len(terms), math.prod(sizes[batch + 1 :])])

@@ -37,11 +37,12 @@ from skipform.compiler.check import (
 )
 from skipform.compiler.emit import BATCH, CONVOLUTIONS, TRANSPOSED
 from skipform.compiler.rewrite import rewrite_in_float64
+from skipform.compiler.targets import MEMORY
+from skipform.compiler.targets.keep_add import AddingEmitter
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
 
-MEMORY = 4 * 2**30  # bytes
 ENTRY = 16  # bytes of one stored entry: a float64 and its column
 MOVES = (
     torch.reshape,
@@ -89,11 +90,11 @@ def structure(graph: fx.GraphModule) -> Structure:
                 last[base] = max(last.get(base, 0), layer)
             stored += entries[sources[0]] if sources else 0
             levels[node] = first[node] = layer + 1
-            reads[node], entries[node] = frozenset([node]), _rows(node)
+            reads[node], entries[node] = frozenset([node]), entries_of(node)
         elif sources:
             levels[node] = max(levels[n] for n in sources)
             reads[node] = frozenset().union(*(reads[n] for n in sources))
-            entries[node] = _entries(graph, node, sources, entries, sum(map(_rows, reads[node])))
+            entries[node] = _entries(graph, node, sources, entries, sum(map(entries_of, reads[node])))
             if node.op != "output":
                 largest = max(largest, entries[node])
     depth = max(first.values(), default=0)
@@ -102,13 +103,13 @@ def structure(graph: fx.GraphModule) -> Structure:
         last[base] = depth
     stored += sum(entries[n] for n in output.all_input_nodes if n in entries)
     relus = [node for node in first if node.op != "placeholder"]
-    widths = tuple(sum(_rows(n) for n in relus if first[n] == k) for k in range(1, depth + 1))
-    carried = tuple(sum(_rows(n) for n in first if first[n] <= k <= last.get(n, -1)) for k in range(depth + 1))
+    widths = tuple(sum(entries_of(n) for n in relus if first[n] == k) for k in range(1, depth + 1))
+    carried = tuple(sum(entries_of(n) for n in first if first[n] <= k <= last.get(n, -1)) for k in range(depth + 1))
     names = Counter(getattr(n.target, "__name__", str(n.target)) for n in graph.graph.nodes if n.op == "call_function")
     return Structure(depth, widths, sum(widths), carried, dict(names), int(stored), int(largest))
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: fx.Node) -> tuple[int, ...]:
     """The shape of the tensor for a batch of one sample."""
     shape = list(node.meta["val"].shape)
     if "batch_dim" in node.meta:
@@ -116,8 +117,8 @@ def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _rows(node: fx.Node) -> int:
-    return math.prod(_shape(node))
+def entries_of(node: fx.Node) -> int:
+    return math.prod(shape_of(node))
 
 
 def _entries(
@@ -128,15 +129,15 @@ def _entries(
         return 0.0
     if node.target in (torch.cat, torch.add):
         return sum(of[n] for n in sources)
-    per_row = of[sources[0]] / _rows(sources[0])
-    weights = [_constant(graph, n) for n in node.all_input_nodes if n.op == "get_attr"]
+    per_row = of[sources[0]] / entries_of(sources[0])
+    weights = [constant_of(graph, n) for n in node.all_input_nodes if n.op == "get_attr"]
     if node.target not in MOVES and weights:
         weight = max(weights, key=Tensor.numel)  # the other one is the bias
         per_row *= float(torch.count_nonzero(weight)) / max(_weight_rows(node, weight), 1)
-    return _rows(node) * min(per_row, cap)
+    return entries_of(node) * min(per_row, cap)
 
 
-def _constant(graph: fx.GraphModule, node: Any) -> Tensor:
+def constant_of(graph: fx.GraphModule, node: Any) -> Tensor:
     return graph.get_buffer(node.target)
 
 
@@ -160,13 +161,18 @@ def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, c
     InternalError is raised if they differ.
     """
     inputs = in_dtype_of(module, examples(example_inputs))
-    graph = rewrite_in_float64(module, inputs, keep_add=True, check=check)
+    graph = rewrite_in_float64(module, inputs, AddingEmitter, check=check)
+    return canonical_of(graph, type(module).__name__, memory, check=check)
+
+
+def canonical_of(graph: fx.GraphModule, name: str, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
+    """The canonical network of a module of that name from its rewritten graph, with additions, in float64."""
     shape = structure(graph)
     needed = ENTRY * (shape.entries + 3 * shape.largest)
     if needed > memory:
-        sizes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
+        sizes = ", ".join(str(shape_of(n)[1:]) for n in graph.graph.nodes if n.op == "placeholder")
         raise SkipformError(
-            f"{type(module).__name__}: its affine maps on inputs of {sizes} "
+            f"{name}: its affine maps on inputs of {sizes} "
             f"may take {needed / 2**30:.1f} GiB; memory={memory / 2**30:.1f} GiB is accepted (smaller inputs, or more)"
         )
     network = _Flattening(graph, shape).network()
@@ -179,7 +185,7 @@ def _compare(graph: fx.GraphModule, shape: Structure, network: CanonicalNetwork)
     """Raise InternalError, naming the first operation whose matrix is wrong, unless the network computes what the
     rewritten module does on three samples (see check.py)."""
     inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    points = samples([_shape(n)[1:] for n in inputs])
+    points = samples([shape_of(n)[1:] for n in inputs])
     outputs = [rows(y, batch_dim(n)) for y, n in zip(tensors(graph(*points)), output_nodes(graph.graph), strict=True)]
     expected = torch.cat([y.expand(3, -1) for y in outputs], 1)
     given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.reshape(3, -1) for x in points], 1))
@@ -196,7 +202,7 @@ class _Flattening:
         self.graph, self.shape = graph, shape
         inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
         self.inputs = inputs
-        self.in_features = sum(map(_rows, inputs))
+        self.in_features = sum(map(entries_of, inputs))
         self.columns = self.in_features + shape.relu_count
         self.opened = 0  # columns in use
         self.layers: list[list[tuple[int, sparse.csr_array, np.ndarray]]] = [[] for _ in range(shape.depth)]
@@ -224,7 +230,7 @@ class _Flattening:
         last = {n: node for node in self.graph.graph.nodes for n in node.all_input_nodes}
         for node in self.graph.graph.nodes:
             if node.op == "get_attr":
-                constant = _constant(self.graph, node).double().numpy()  # an output may be a tensor of integers
+                constant = constant_of(self.graph, node).double().numpy()  # an output may be a tensor of integers
                 values[node] = self._zero(constant.size), constant.ravel()
                 yield node, *values[node]
             elif node.op != "output":
@@ -238,7 +244,7 @@ class _Flattening:
 
     def _value(self, node: Any, sources: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Any:
         if node.op == "placeholder":
-            return self._open(_rows(node))
+            return self._open(entries_of(node))
         if node.target is torch.relu:
             matrix, bias = values[sources[0]]
             self.layers[self.levels[node]].append((self.opened, matrix, bias))
@@ -251,7 +257,7 @@ class _Flattening:
         if node.target in MOVES:
             return self._moved(node, sources, values)
         matrix, bias = values[sources[0]]
-        fixed, constant = _matrix(self.graph, node, sources[0])
+        fixed, constant = matrix_of(self.graph, node, sources[0])
         return fixed @ matrix, fixed @ bias + constant
 
     def _open(self, count: int) -> tuple[sparse.csr_array, np.ndarray]:
@@ -265,16 +271,7 @@ class _Flattening:
         return sparse.csr_array((rows, self.columns))
 
     def _moved(self, node: Any, sources: Sequence[fx.Node], values: dict[fx.Node, Any]) -> Any:
-        """The rows of the result among those of the sources: the operation on row numbers from 1, 0 for zeros."""
-        starts = np.cumsum([1, *map(_rows, sources)])
-        numbers = {
-            n: torch.arange(start, start + _rows(n)).reshape(_shape(n))
-            for n, start in zip(sources, starts, strict=False)
-        }
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda n: numbers[n] if n in numbers else _constant(self.graph, n)
-        )
-        rows = node.target(*args, **kwargs).flatten().numpy() - 1
+        rows = moved_rows(self.graph, node, sources)
         parts = [values[n] for n in sources]
         matrix, bias = parts[0] if len(parts) == 1 else _stacked(parts)
         if len(rows) == len(bias) and np.array_equal(rows, np.arange(len(rows))):
@@ -302,9 +299,23 @@ class _Flattening:
         return CanonicalNetwork(
             tuple(layers),
             readout,
-            _shape(self.inputs[0])[1:] if one_in else None,
-            _shape(outputs[0])[1:] if one_out else None,
+            shape_of(self.inputs[0])[1:] if one_in else None,
+            shape_of(outputs[0])[1:] if one_out else None,
         )
+
+
+def moved_rows(graph: fx.GraphModule, node: Any, sources: Sequence[fx.Node]) -> np.ndarray:
+    """Where the entries of a node of MOVES come from: positions in the concatenated entries of its sources, -1 for a
+    zero. It is the operation on row numbers from 1, 0 for zeros."""
+    starts = np.cumsum([1, *map(entries_of, sources)])
+    numbers = {
+        n: torch.arange(start, start + entries_of(n)).reshape(shape_of(n))
+        for n, start in zip(sources, starts, strict=False)
+    }
+    args, kwargs = fx.node.map_arg(
+        (node.args, node.kwargs), lambda n: numbers[n] if n in numbers else constant_of(graph, n)
+    )
+    return node.target(*args, **kwargs).flatten().numpy() - 1
 
 
 def _stacked(parts: Sequence[tuple[sparse.csr_array, np.ndarray]]) -> tuple[sparse.csr_array, np.ndarray]:
@@ -318,10 +329,10 @@ def _affine(matrix: sparse.csr_array, bias: np.ndarray, to_end: np.ndarray, size
     return Affine(matrix.indptr, matrix.indices, matrix.data, bias, size)
 
 
-def _matrix(graph: fx.GraphModule, node: Any, source: fx.Node) -> tuple[sparse.csr_array, np.ndarray]:
+def matrix_of(graph: fx.GraphModule, node: Any, source: fx.Node) -> tuple[sparse.csr_array, np.ndarray]:
     """The affine operation `node` as a sparse matrix and a constant, over the entries of one sample of `source`."""
-    arguments = [_constant(graph, a) if isinstance(a, fx.Node) and a.op == "get_attr" else a for a in node.args]
-    shape, rows = _shape(source), _rows(node)
+    arguments = [constant_of(graph, a) if isinstance(a, fx.Node) and a.op == "get_attr" else a for a in node.args]
+    shape, rows = shape_of(source), entries_of(node)
     target: Any = node.target
     if target is F.linear:
         weight, bias = arguments[1], arguments[2] if len(arguments) > 2 else None
@@ -336,12 +347,12 @@ def _matrix(graph: fx.GraphModule, node: Any, source: fx.Node) -> tuple[sparse.c
         how: dict[str, Any] = dict(node.kwargs)
         how.pop("output_padding", None)
         if target in TRANSPOSED.values():  # the transpose of the convolution from its outputs to its inputs
-            matrix = convolution_matrix(_shape(node)[1:], weight, shape[2:], **how).T.tocsr()
+            matrix = convolution_matrix(shape_of(node)[1:], weight, shape[2:], **how).T.tocsr()
         else:
-            matrix = convolution_matrix(shape[1:], weight, _shape(node)[2:], **how)
+            matrix = convolution_matrix(shape[1:], weight, shape_of(node)[2:], **how)
         if shape[0] > 1:
             matrix = sparse.kron(sparse.eye_array(shape[0]), matrix, format="csr")
-        places = math.prod(_shape(node)[2:])
+        places = math.prod(shape_of(node)[2:])
         constant = np.zeros(rows) if bias is None else np.tile(np.repeat(bias.numpy(), places), shape[0])
         return matrix, constant
     return _probed(target, arguments, dict(node.kwargs), node, source)
@@ -392,7 +403,7 @@ def _probed(
     target: Callable[..., Tensor], arguments: Sequence[Any], how: dict[str, Any], node: fx.Node, source: fx.Node
 ) -> tuple[sparse.csr_array, np.ndarray]:
     """Any other affine operation, from its values on the unit vectors, passed as a batch."""
-    shape, batch, after = _shape(source), source.meta["batch_dim"], node.meta["batch_dim"]
+    shape, batch, after = shape_of(source), source.meta["batch_dim"], node.meta["batch_dim"]
     count = math.prod(shape)
 
     def images(samples: Tensor) -> Tensor:  # samples x entries -> samples x rows

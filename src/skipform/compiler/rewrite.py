@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from skipform.compiler import targets
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examples, mutates
 from skipform.compiler.check import check as compare
 from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
 from skipform.compiler.sequential import read
+from skipform.compiler.targets import MEMORY, Settings
 from skipform.errors import SkipformError, first_line
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -22,16 +24,26 @@ SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes at which a size of the result must
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
 
 
-def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, check: bool = True) -> fx.GraphModule:
+def rewrite(
+    module: nn.Module,
+    example_inputs: Any,
+    target: str = "grammar",
+    *,
+    box: tuple[Any, Any] | None = None,
+    memory: int = MEMORY,
+    check: bool = True,
+) -> fx.GraphModule:
     """A graph module equal to `module` in eval mode whose only operations are affine maps with constant weights
     (convolution, linear, matmul), `torch.relu`, `torch.cat`, and what moves entries (reshape, permute, slices, ...).
 
-    An addition x + y is a concatenation and the fixed map (I I) (Theorem 2); with `keep_add` it stays `torch.add`,
-    which is the same by Proposition 1. example_inputs: a tensor or tuple of tensors, batch first; the result takes any
-    batch size, and the other sizes of the example only. Its weights are buffers of its own, in the dtype of the inputs:
-    the original may be trained, moved or changed afterwards.
+    An addition x + y is a concatenation and the fixed map (I I) (Theorem 2). `target` chooses another form, see
+    targets/: with "keep_add" it stays `torch.add`, which is the same by Proposition 1. example_inputs: a tensor or
+    tuple of tensors, batch first; the result takes any batch size, and the other sizes of the example only. Its weights
+    are buffers of its own, in the dtype of the inputs: the original may be trained, moved or changed afterwards.
 
-    Unless `check` is false the result is compared with `module` before it is returned (see check.py).
+    box: (lower, upper), numbers or arrays of the input's shape; the inputs are known to lie between them. memory: bytes
+    that the matrices of a target may take. Unless `check` is false the result is compared with `module` before it is
+    returned (see check.py).
 
     The count of the original's operations by name is in meta["original_operations"] of the result.
     Every node that depends on the input has node.meta["batch_dim"], node.meta["val"], a tensor on the meta device, and
@@ -39,18 +51,22 @@ def rewrite(module: nn.Module, example_inputs: Any, keep_add: bool = False, *, c
     Raises UnsupportedOperation for an operation that has no rule or is not piecewise linear, SkipformError for a module
     in training mode, inputs it does not take, control flow on data, InternalError if the result failed its check.
     """
+    form = targets.find(target)
     inputs = examples(example_inputs)
-    return _cast(rewrite_in_float64(module, inputs, keep_add, check=check), inputs[0].dtype, type(module).__name__)
+    graph = form.rewritten(module, inputs, Settings(check, box, memory))
+    return _cast(graph, inputs[0].dtype, type(module).__name__)
 
 
 @torch.no_grad()
 def rewrite_in_float64(
-    module: nn.Module, example_inputs: Any, keep_add: bool = False, *, check: bool = True
+    module: nn.Module, example_inputs: Any, writer: type[Emitter] = Emitter, *, check: bool = True
 ) -> fx.GraphModule:
-    """`rewrite`, in float64 whatever the dtype of the module and its inputs; their numbers are not rounded."""
+    """The grammar's form, in float64 whatever the dtype of the module and its inputs; their numbers are not rounded.
+
+    writer: the emitter, whose steps decide how a sum, a maximum, a scale is written."""
     inputs = examples(example_inputs)
     captured = read(module, inputs) or capture(module, inputs, supported)
-    emitter = Emitter(inputs[0].device, keep_add=keep_add, dtype=inputs[0].dtype)
+    emitter = writer(inputs[0].device, inputs[0].dtype)
     values: dict[fx.Node, Any] = {}
     origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> the operation whose result it writes into
     written: dict[fx.Node, Any] = {}  # an operation -> the result of its rule
@@ -69,7 +85,10 @@ def rewrite_in_float64(
             _compare_dtypes(emitter, node, [n for n in node.all_input_nodes if is_activation(values.get(n))])
         elif node.op == "output":
             flat = [_output(emitter, a, _read(values, origin, a)) for a in node.args[0]]
-    graph = _finish(emitter, captured, flat, inputs, type(module).__name__)
+    outputs = pytree.tree_unflatten(list(flat), captured.outputs)
+    graph = finish(emitter, outputs, [tuple(x.shape[1:]) for x in inputs], type(module).__name__)
+    operations = Counter(operation(n.target) for n in captured.graph.nodes if _computes(n))
+    graph.meta["original_operations"] = dict(operations)
     if check:
         compare(module, captured, graph, written, inputs)
     return graph
@@ -288,11 +307,9 @@ def _output(emitter: Emitter, argument: Any, value: Any) -> Any:
     return value
 
 
-def _finish(
-    emitter: Emitter, captured: Captured, flat: Sequence[Any], inputs: Sequence[Tensor], name: str
-) -> fx.GraphModule:
-    """The graph module: dead operations and buffers dropped, outputs in the structure of the original."""
-    outputs = pytree.tree_unflatten(list(flat), captured.outputs)
+def finish(emitter: Emitter, outputs: Any, shapes: Sequence[tuple[int, ...]], name: str) -> fx.GraphModule:
+    """The graph module of an emitter's graph: dead operations and buffers dropped. shapes: of one sample of each
+    input."""
     emitter.graph.output(outputs)
     emitter.graph.eliminate_dead_code()
     for node in emitter.graph.nodes:
@@ -305,8 +322,5 @@ def _finish(
         node.target = f"constant_{position}"
         root.register_buffer(node.target, constant)
     rewritten = fx.GraphModule(root, emitter.graph, class_name=f"{name}Rewritten")
-    rewritten.meta["original_operations"] = dict(
-        Counter(operation(n.target) for n in captured.graph.nodes if _computes(n))
-    )
-    rewritten.register_forward_pre_hook(InputShapes([tuple(x.shape[1:]) for x in inputs]), with_kwargs=True)
+    rewritten.register_forward_pre_hook(InputShapes(shapes), with_kwargs=True)
     return rewritten.eval()

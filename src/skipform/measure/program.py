@@ -95,13 +95,14 @@ class Program:
             return _of_canonical(in_float64(f), check)
         from skipform.compiler.capture import in_dtype_of  # the compiler is only needed for torch modules
         from skipform.compiler.rewrite import rewrite_in_float64
+        from skipform.compiler.targets.keep_add import AddingEmitter
 
         module = on_cpu(f)
         if not any(weight.is_floating_point() for weight in (*module.parameters(), *module.buffers())):
             module = promoted(f)  # nothing says in which dtype forward makes its constants, and x is in float64
         (example,) = in_dtype_of(module, (x.detach().cpu()[None],))
         # Additions stay additions: written as a concatenation they would only make the state wider.
-        graph = rewrite_in_float64(module, example, keep_add=True, check=check)
+        graph = rewrite_in_float64(module, example, AddingEmitter, check=check)
         _refuse_other_outputs(graph)
         program = _of_graph(graph, example.double())
         if check:

@@ -106,7 +106,7 @@ def described(module: nn.Module, *inputs: Tensor) -> dict[str, Any]:
     The module is on the meta device afterwards.
     """
     try:
-        graph = rewrite(module, inputs, keep_add=True)
+        graph = rewrite(module, inputs, "keep_add")
     except UnsupportedOperation as unsupported:
         return {"reason": str(unsupported)}
     after = structure(graph)

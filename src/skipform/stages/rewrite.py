@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from skipform.arguments import Seed
+from skipform.compiler import targets
 from skipform.compiler.check import AGREEMENT
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
@@ -24,7 +25,9 @@ SAMPLES = 4  # random inputs in the comparison; their batch size differs from th
 BOUNDS = {torch.float64: AGREEMENT, torch.float32: 2**29 * AGREEMENT}
 
 
-def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add: bool = False, seed: Seed = 0) -> None:
+def main(
+    factory: str, *, input: str, out: Path, arguments: str = "{}", target: str = "grammar", seed: Seed = 0
+) -> None:
     """Rewrite a torch model into affine maps, ReLU and concatenation, compare it with the original, write it to a file.
 
     Exit status 2, and no file, where it differs by more than rounding: relatively 1e-12 in float64, 5.4e-4 in float32.
@@ -34,10 +37,11 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         input: The shape of the input, batch first, e.g. 1,3,64,64; shapes of several inputs separated by spaces.
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
-        keep_add: Leave additions as they are (Proposition 1).
+        target: The form: grammar, or keep_add, which leaves additions as they are (Proposition 1).
         seed: The seed of the model's random weights and of the random inputs.
     """
     check_file(out, suffixes=SUFFIXES)
+    targets.find(target)
     generator = torch.Generator().manual_seed(seed)
     shapes = [shape_of(text) for text in input.split()]
     model = from_factory(factory, arguments, seed=seed).double()
@@ -49,7 +53,7 @@ def main(factory: str, *, input: str, out: Path, arguments: str = "{}", keep_add
         bar_format="{desc:9} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}]",
     ) as bar:
         example = tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-        plain = rewrite(model, example, keep_add=keep_add)
+        plain = rewrite(model, example, target)
         _advance(bar, "compare")
         inputs = [torch.randn(SAMPLES, *shape[1:], generator=generator, dtype=torch.float64) for shape in shapes]
         double = _within_bound(model, plain, inputs)
