@@ -14,6 +14,7 @@ from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examp
 from skipform.compiler.check import check as compare
 from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
+from skipform.compiler.sequential import read
 from skipform.compiler.targets import MEMORY, Settings
 from skipform.errors import SkipformError, first_line
 
@@ -64,7 +65,7 @@ def rewrite_in_float64(
 
     writer: the emitter, whose steps decide how a sum, a maximum, a scale is written."""
     inputs = examples(example_inputs)
-    captured = capture(module, inputs, supported)
+    captured = read(module, inputs) or capture(module, inputs, supported)
     emitter = writer(inputs[0].device, inputs[0].dtype)
     values: dict[fx.Node, Any] = {}
     origin: dict[fx.Node, fx.Node] = {}  # an in-place operation -> the operation whose result it writes into
