@@ -44,6 +44,7 @@ STAGES = {
     "evaluate": "compute the scores of a trained net again, on the examples that it was not trained on",
     "measure": "measure the expressive power of trained networks",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
+    "probe": "measure trained networks for a claim about learning: gradients, lesions, the loss around them, cost",
     "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
     "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
