@@ -43,6 +43,8 @@ STAGES = {
     "gpu_table": "train the rows of experiments/gpu/table.yaml on one GPU, as many as the time allows",
     "evaluate": "compute the scores of a trained net again, on the examples that it was not trained on",
     "measure": "measure the expressive power of trained networks",
+    "claims": "decide the comparisons of an experiment file: by scores, regions on a plane, ranks, exact copies",
+    "verdicts": "print the claims, their comparisons and their verdicts: holds, does not hold, open",
     "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
     "probe": "measure trained networks for a claim about learning: gradients, lesions, the loss around them, cost",
     "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
