@@ -1,7 +1,7 @@
 """How gradients flow through a net: their norm in every layer, and how alike they are at different inputs.
 
-Both are of the net as it is while it trains: batch norm takes the mean and the variance of the given batch. The net
-itself stays as it is. n images, d pixels of an image, m scores.
+Batch norm has the mean and the variance of the given images, as while it trains, and not those that it has collected,
+which say nothing before training. The net itself stays as it is. n images, d pixels of an image, m scores.
 """
 
 import copy
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from skipform.errors import SkipformError
 
@@ -38,7 +39,7 @@ def gradient_spread(norms: dict[str, float]) -> float:
 def gradient_correlation(net: nn.Module, images: Tensor) -> float:
     """The mean cosine between the gradients at two different images, over all pairs of images and all scores:
 
-    mean over k, i < j of <g_i, g_j> / (|g_i| |g_j|),   g_i = d/dx_i of the sum over the batch of score k
+    mean over k, i < j of <g_i, g_j> / (|g_i| |g_j|),   g_i = d/dx score k at x_i, the statistics of batch norm fixed
 
     A cosine with a gradient that is zero counts as 0. Gradients like white noise, which "shattered" means, have 0:
     Balduzzi et al., "The shattered gradients problem" (ICML 2017), find 1 / 2^L in plain nets of L layers and
@@ -49,8 +50,14 @@ def gradient_correlation(net: nn.Module, images: Tensor) -> float:
     """
     if len(images) < 2:
         raise SkipformError(f"gradient_correlation: {len(images)} images; 2 or more are accepted")
-    net, x = _training(net), images.double().requires_grad_()
-    scores = net(x)  # n m
+    net, x = _training(net), images.double()
+    for module in net.modules():
+        if isinstance(module, _BatchNorm):
+            module.momentum = 1.0
+    with torch.no_grad():
+        net(x)  # the statistics that batch norm has collected are now those of these images
+    x = x.requires_grad_()
+    scores = net.eval()(x)  # n m
     total = 0.0
     for score in scores.sum(0):
         (gradient,) = torch.autograd.grad(score, x, retain_graph=True)

@@ -45,7 +45,6 @@ STAGES = {
     "measure": "measure the expressive power of trained networks",
     "claims": "decide the comparisons of an experiment file: by scores, regions on a plane, ranks, exact copies",
     "verdicts": "print the claims, their comparisons and their verdicts: holds, does not hold, open",
-    "claims": "measure trained networks for the claims of the abstract: regions on a plane, ranks, exact copies",
     "probe": "measure trained networks for a claim about learning: gradients, lesions, the loss around them, cost",
     "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
     "examples": "show trained networks a few held-out inputs, for the notebooks",
