@@ -280,12 +280,13 @@ def test_a_probe_has_one_row_per_net_and_moment_and_equal_bytes_the_second_time(
     for row in rows:
         assert KINDS[kind] <= row.keys()
         if kind == "lesions":
-            assert len(row["deletion_errors"]) == len(row["errors_without"]) == row["blocks"] == 4
+            assert len(row["deletion_errors"]) == row["blocks"] == 4
+            assert row["deleted"] == [1, 2, 3, 4]
             assert row["deletion_rise"] == pytest.approx(np.mean(row["deletion_errors"]) - row["own_error"])
             assert row["half_deleted_error"] == row["errors_without"][1]
         if kind == "landscape":
             surface = np.array(row["surface"])
-            assert row["loss_rise"] == pytest.approx(surface.mean() - surface[4, 4])
+            assert row["loss_rise"] == pytest.approx(surface.mean() - surface[3, 3])
         if kind == "cost":
             block = {"name": "resnet", "in_channels": 1, "depth": 14, "width": 2}
             block |= {"skip": "none"} if row["variant"] == "plain" else {}

@@ -20,7 +20,7 @@ from skipform.training import launch
 
 Row = dict[str, Any]
 DRAWS = 4  # random choices of blocks, or orders of blocks, over which an error is averaged
-REACH, STEPS = 1.0, 9  # the surface of the loss: weights from -REACH to REACH times a filter's norm, STEPS squared
+REACH, STEPS = 1.0, 7  # the surface of the loss: weights from -REACH to REACH times a filter's norm, STEPS squared
 
 
 def main(
@@ -40,10 +40,11 @@ def main(
     gradients, at both moments (initial, final), over the first training images: the norm of the gradient of the loss
     in every layer (gradient_norms), log10 of the largest over the smallest (gradient_spread; null if one is zero), and
     the mean cosine between the gradients at two images (gradient_correlation).
-    lesions, of the trained net, errors in percent on the test images: without any one of its blocks that keep the shape
-    (deletion_errors; deletion_rise is their mean rise over the net's own error), without k of them (errors_without, k =
-    1, 2, ...; half_deleted_error), with the blocks of equal shape in another order (reordered_error) and the share of
-    pairs of blocks that are reversed there (disorder); means over random draws.
+    lesions, of the trained net, errors in percent on the test images: without one of its blocks that keep the shape
+    (deletion_errors, one by one; deletion_rise is their mean rise over the net's own error), without a quarter, a half,
+    three quarters and all of them (deleted and errors_without; half_deleted_error), with the blocks of equal shape in
+    another order (reordered_error) and the share of pairs of blocks that are reversed there (disorder); means over
+    random draws.
     landscape, of the trained net: the loss of the first training images on a square in two random filter-normalised
     directions (surface), the share of its points where it is not convex (nonconvexity, %) and its mean rise over its
     centre (loss_rise).
@@ -108,7 +109,8 @@ def lesions(net: nn.Module, images: Tensor, labels: Tensor, generator: torch.Gen
 
     own = error(net)
     deletions = [error(without(net, [name])) for name in blocks]
-    fewer = [_mean(error(without(net, shuffled(blocks)[:k])) for _ in range(DRAWS)) for k in range(1, len(blocks) + 1)]
+    counts = sorted({-(-len(blocks) * quarter // 4) for quarter in range(1, 5)})
+    fewer = {k: _mean(error(without(net, shuffled(blocks)[:k])) for _ in range(DRAWS)) for k in counts}
     orders = [
         {place: name for group in groups for place, name in zip(group, shuffled(group), strict=True)}
         for _ in range(DRAWS)
@@ -118,8 +120,9 @@ def lesions(net: nn.Module, images: Tensor, labels: Tensor, generator: torch.Gen
         "own_error": own,
         "deletion_errors": deletions,
         "deletion_rise": _mean(deletions) - own,
-        "errors_without": fewer,
-        "half_deleted_error": fewer[(len(blocks) - 1) // 2],
+        "deleted": counts,
+        "errors_without": [*fewer.values()],
+        "half_deleted_error": fewer[-(-len(blocks) // 2)],
         "reordered_error": _mean(error(exchanged(net, order)) for order in orders),
         "disorder": _mean(map(disorder, orders)),
     }
