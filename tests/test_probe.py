@@ -1,4 +1,4 @@
-"""What claims about learning measure: gradients, lesions, the loss around a net, cost; and the stage that writes them."""
+"""What claims about learning measure: gradients, lesions, the loss around a net, cost; the stage that writes them."""
 
 import json
 import math
@@ -234,6 +234,11 @@ def test_a_strictly_concave_surface_is_convex_nowhere_and_one_dent_is_seen_along
     bump = np.zeros((5, 5))
     bump[2, 2] = 1.0
     assert landscape.nonconvexity(bump) == pytest.approx(100 / 9)
+
+
+def test_a_net_without_blocks_has_no_lesions():
+    with pytest.raises(SkipformError, match="no block that keeps the shape"):
+        probe.lesions(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2), torch.zeros(1), None)
 
 
 KINDS = {

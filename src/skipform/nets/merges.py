@@ -62,9 +62,7 @@ def build(
     num_classes: Size = 10,
     depth: Depth = 20,
     width: Size = 16,
-    skip: Literal[
-        "add", "subtract", "multiply", "average", "maximum", "minimum", "concat", "dot", "none"
-    ] = "add",
+    skip: Literal["add", "subtract", "multiply", "average", "maximum", "minimum", "concat", "dot", "none"] = "add",
     batch_norm: bool = True,
 ) -> nn.Module:
     """(n, in_channels, h, w) -> (n, num_classes).

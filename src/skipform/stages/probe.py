@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.arguments import Count
+from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure.gradients import gradient_correlation, gradient_norms, gradient_spread
 from skipform.measure.landscape import filter_normalised, loss_surface, nonconvexity
@@ -75,15 +76,15 @@ def measure_run(run: str, when: Literal["initial", "final"], of: str, images: in
     seed = trained.config["seed"]
     row = {"variant": trained.config["variant"], "seed": seed, "when": when, "copy": None}
     net, splits = trained.net(when), trained.data().splits
-    first = tuple(part[:images] for part in splits["train"])
+    x, labels = (part[:images] for part in splits["train"])
     generator = torch.Generator().manual_seed(seed)
     if of == "gradients":
-        return [row | gradients(net, *first)]
+        return [row | gradients(net, x, labels)]
     if of == "lesions":
         return [row | lesions(net, *splits["test"], generator)]
     if of == "cost":
-        return [row | cost(trained.config, first[0])]
-    return [row | landscape(net, *first, generator)]
+        return [row | cost(trained.config, x)]
+    return [row | landscape(net, x, labels, generator)]
 
 
 def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> Row:
@@ -100,6 +101,8 @@ def lesions(net: nn.Module, images: Tensor, labels: Tensor, generator: torch.Gen
     """The part of a row about deleted and reordered blocks."""
     groups = blocks_of_equal_shape(net, images[:1])
     blocks = [name for group in groups for name in group]
+    if not blocks:
+        raise SkipformError("probe --of lesions: a net with no block that keeps the shape; accepted: one that has some")
 
     def error(other: nn.Module) -> float:
         return classification_error(other, images, labels)
