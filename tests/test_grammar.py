@@ -137,6 +137,7 @@ BYPASSED = {  # net: {variant of it: (arguments, what its skips bypass)}
     "vgg": {"no skip": ({"width": 2}, [])},
     "mlp": {"plain": ({"width": 4, "skip": "none"}, []), "concatenation": ({"width": 4, "skip": "concat"}, [1])},
     "pooled": {"native": ({"pool": "max", "width": 2}, []), "relu(x - y) + y": ({"pool": "relu", "width": 2}, [1])},
+    "merges": {"addition": ({"depth": 14, "width": 2}, [2]), "none": ({"depth": 8, "width": 2, "skip": "none"}, [])},
     "activation_blocks": {str(n): ({"activations": n, "blocks": 2, "width": 4}, [n]) for n in (1, 2, 4)},
     "unet": {"four scales": ({"width": 2}, [2, 6, 10, 14])},
     "fcn": {  # conv6 and conv7; with those of the fifth stage of VGG

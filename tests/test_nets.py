@@ -50,11 +50,16 @@ LINEAR: dict[str, list[dict]] = {
         *[{"width": 4, "pool": p} for p in ("max", "average", "relu", "relu-trainable", "strided", "none")],
         {"width": 4, "pool": "relu", "size": 3, "depth": 1},
     ],
+    "merges": [
+        *[{"depth": 14, "width": 4, "skip": m} for m in ("add", "subtract", "average", "minimum", "concat")],
+        {"depth": 8, "width": 4, "batch_norm": False},
+    ],
     "activation_blocks": [
         {"width": 8, "activations": a, "blocks": b, "skip": s} for a, b in ((1, 2), (2, 1)) for s in ("concat", "add")
     ],
 }
 CURVED: dict[str, list[dict]] = {
+    "merges": [{"depth": 8, "width": 4, "skip": m} for m in ("multiply", "dot")],
     "resnet": [{"depth": 8, "width": 4, "skip": "multiply"}],
     "highway": [{"width_factor": 0.1}, {"depth": 8, "body": "block", "width_factor": 0.25, "gate_bias": -6.0}],
     "shortcuts": [{"depth": 8, "width": 4, "kind": "exclusive"}, {"depth": 8, "width": 4, "kind": "gated"}],

@@ -144,14 +144,14 @@ def test_every_run_of_a_claim_is_read_back_with_every_key(project):
         assert logged.metrics["epoch"]["options"]["hidden"]
         assert {logged.metrics[f"{split}/*"]["step_metric"] for split in ("train", "test")} == {"epoch"}
     for logged in [*jobs["claims"], *jobs["measure"]]:
-        if "supports" not in logged.summary:
+        if "holds" not in logged.summary:
             measured = {"regions", "pieces", "jacobian_rank", "functional_dimension", "initial/regions"}
             assert measured <= logged.summary.keys()
             assert logged.summary["measures._type"] == "table-file"
             assert logged.config["seeds"] == [0]
-    (verdicts,) = (run for run in jobs["claims"] if "supports" in run.summary)
+    (verdicts,) = (run for run in jobs["claims"] if "holds" in run.summary)
     decided = json.loads((project / "p.json").read_text())["comparisons"]
-    assert sum(verdicts.summary[outcome] for outcome in ("supports", "contradicts", "open")) == len(decided)
+    assert sum(verdicts.summary[verdict] for verdict in ("holds", "does not hold", "open")) == len(decided)
     (table,) = (project / "wandb").glob("*-pooling-verdicts-*/files/media/table/pooling/verdicts_*.table.json")
     assert len(json.loads(table.read_text())["data"]) == len(decided)
 

@@ -1,5 +1,6 @@
-"""Measure the nets of one claim before and after training: regions on a plane, ranks, exact copies; compare them."""
+"""Decide one claim from its runs: their scores, and, before and after training, regions, ranks and exact copies."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,22 +8,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from skipform import comparisons, measure, nets
-from skipform.arguments import Count, NotNegative
+from skipform import comparisons, measure, nets, records
+from skipform.arguments import Count, NotNegative, typed
+from skipform.comparisons import EXPRESSIVE, Comparison
 from skipform.errors import SkipformError
-from skipform.files import fields, read_yaml, write_json
+from skipform.files import fields, read_json, read_yaml, write_json
 from skipform.measure.rank import finite, ranks
 from skipform.nets.activation_blocks import ConcatenationSkip
+from skipform.outputs import check_file
 from skipform.runs import Run, finished
 from skipform.theory.blocks import BlockNet, to_addition, to_concatenation
 from skipform.training import launch
 
+Row = dict[str, Any]
+
 
 def main(
-    folder: str,
+    folder: str | None = None,
     *,
     out: str,
     config: str | None = None,
+    measured: list[str] | None = None,
     batch: Count = 128,
     margin: NotNegative = 0.0,
     copies: bool = False,
@@ -30,19 +36,27 @@ def main(
     workers: Count | None = None,
     slurm: dict[str, Any] | None = None,
 ) -> None:
-    """Measure every run of FOLDER (written by `skipform fit`) and write one JSON file; equal nets give equal bytes.
+    """Decide the comparisons that an experiment file announces, and write them with the numbers they rest on into one
+    JSON file; equal runs give equal bytes. The rule is stated in `skipform.comparisons`.
 
-    Per variant, seed and moment (initial, final): activation regions and affine pieces on the plane through the first
-    three test images x, y, z, that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of
-    the Jacobian at x, of the scores and of the last hidden layer (of a convolutional net its last maps, before the
-    global average: hidden_rank, hidden_dim); the functional dimension over the first `batch` test images. Then the
-    comparisons that the experiment file announces are decided, see `skipform.comparisons`. Results are stored in
-    OUT.partial as they come, so that a killed measurement continues from there.
+    The numbers are those of the records of the runs in FOLDER (written by `skipform fit`): every score, the number of
+    parameters, the epochs or steps to a training loss. A file without trainings of its own has none; it names records
+    instead, `runs: survey/unet` for records/survey/unet.jsonl, or a list of such names, and its variants are then
+    called unet/concat.
+
+    Where a comparison, or no experiment file, asks for them, the nets are measured, before and after training
+    (initial, final): activation regions and affine pieces on the plane through the first three test images x, y, z,
+    that is x + s (y - x) + t (z - x) with s and t from -MARGIN to 1 + MARGIN; the rank of the Jacobian at x, of the
+    scores and of the last hidden layer (of a convolutional net its last maps, before the global average: hidden_rank,
+    hidden_dim); the functional dimension over the first `batch` test images. These results are stored in OUT.partial as
+    they come, so that a killed measurement continues from there.
 
     Args:
         folder: The folder of the runs, for example runs/claims/pooling.
         out: The JSON file to write.
-        config: The experiment file of the runs, which announces the comparisons; none are made when not given.
+        config: The experiment file, which announces the comparisons; none are made when not given.
+        measured: JSON files {"rows": [{"variant", "seed", "when", NAME: number, ...}, ...]} of further measurements of
+            these nets, one row per net and moment (initial, final).
         batch: The number of images for the functional dimension, each with ten scores.
         margin: How far the plane reaches beyond the parallelogram of the images.
         copies: Also measure the exact copy of each net with the other skip (Theorem 3); for activation_blocks only.
@@ -50,17 +64,60 @@ def main(
         workers: Local processes; one per core when not given.
         slurm: Parameters of submitit's executor, for example {slurm_partition: cpu}.
     """
+    check_file(out, suffixes=[".json"])
     options = {"batch": batch, "margin": margin, "copies": copies}
-    announced = announcement(config, finished(folder), copies) if config is not None else []
-    with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as rows:
-        decided = comparisons.decide(announced, rows)
-        write_json(out, {"claim": Path(folder).name, **options, "comparisons": decided, "rows": rows})
+    trained = list(trained_in(folder, config))
+    announced = announcement(config, trained, copies) if config is not None else []
+    asked = [*dict.fromkeys(name for comparison in announced for name in comparison.measures)]
+    scores = [records.numbers(record, asked) for record in trained]
+    rows = [row for path in measured or () for row in fields(read_json(path), {"rows": list}, path)["rows"]]
+    name = Path(config).stem if config is not None else Path(str(folder)).name
+
+    def decided(rows: list[Row]) -> dict[str, Any]:
+        return {"claim": name, "comparisons": comparisons.decide(announced, [*scores, *rows]), "rows": rows}
+
+    if announced and not {*asked} & {*EXPRESSIVE}:
+        write_json(out, decided([*scores, *rows]))
+        return
+    if folder is None:
+        raise SkipformError(f"{config}: comparisons: some are about {', '.join(EXPRESSIVE)}; accepted: with FOLDER")
+    with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as found:
+        write_json(out, decided([*found, *rows]) | options)
 
 
-def announcement(config: str, runs: list[Run], copies: bool) -> list[comparisons.Comparison]:
+def trained_in(folder: str | None, config: str | None) -> Iterator[records.Record]:
+    """The records of the runs in a folder, or of those that an experiment file names.
+
+    Raises:
+        SkipformError: no runs, runs in both places or in none, a name without records.
+    """
+    named = read_yaml(config) if config is not None else {}
+    named = named.get("runs") if isinstance(named, dict) else None
+    if (folder is None) == (named is None):
+        both = "FOLDER, or `runs:` in the experiment file of --config, and not both"
+        raise SkipformError(f"{folder or config or 'skipform claims'}: accepted: {both}")
+    if folder is not None:
+        if not (runs := finished(folder)):
+            raise SkipformError(f"{folder}: no finished runs (with summary.json) in it; `skipform fit` writes them")
+        yield from (run.record() for run in runs)
+        return
+    for name in [named] if isinstance(named, str) else typed(named, list[str], f"{config}: runs"):
+        path = Path("records", f"{name}.jsonl")
+        if not path.is_file():
+            there = ", ".join(
+                sorted(str(known.relative_to("records"))[:-6] for known in Path("records").rglob("*.jsonl"))
+            )
+            raise SkipformError(f"{config}: runs: no {path}; there are: {there or 'none'}")
+        for record in records.read(path):
+            if not isinstance(named, str):
+                record["config"]["variant"] = f"{path.stem}/{record['config']['variant']}"
+            yield record
+
+
+def announcement(config: str, trained: list[records.Record], copies: bool) -> list[Comparison]:
     """The comparisons that an experiment file announces, after a check that the runs have what they compare."""
     file = fields(read_yaml(config), {"comparisons": list}, config)
-    variants = sorted({run.config["variant"] for run in runs})
+    variants = sorted({record["config"]["variant"] for record in trained})
     announced = comparisons.read(file["comparisons"], variants, f"{config}: comparisons")
     if not copies and any(comparison.of_copies() for comparison in announced):
         raise SkipformError(f"{config}: comparisons: some are about copies; accepted: with --copies")

@@ -169,7 +169,8 @@ def _of_file(path: Path, text: str) -> Iterator[tuple[Key, Range | str]]:
         yield from _ranges("measure", path.stem, rows, CLAIM if claim else SURVEY, f"{when} ")
     for row in measured.get("comparisons", ()):
         claim_name, measure, when, first, second = (row[key] for key in VERDICT)
-        yield ("verdict", claim_name, f"{first} : {second}", f"{when} {measure}"), row["outcome"]
+        verdict = row["verdict"] if "verdict" in row else row["outcome"]  # of older revisions
+        yield ("verdict", claim_name, f"{first} : {second}", f"{when} {measure}"), verdict
 
 
 def _ranges(

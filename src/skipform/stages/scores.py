@@ -16,14 +16,12 @@ from typing import Any
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import fields, json_value, read_json, read_text, write_text
+from skipform.files import fields, read_json, write_text
+from skipform.records import Record, read
 
 KINDS = ("survey", "claims")
-RECORD = {"config": dict, "metrics": dict, "history": dict}
 MEASURED = ("line_regions", "line_pieces", "feature_rank")  # of the trained nets, over seeds and segments
 CURVES = ("train_loss", "test_loss")  # and the score that the task shows
-
-Record = dict[str, Any]
 
 
 def main(*, records: Path = Path("records"), measures: Path = Path("measures"), out: Path = Path("scores")) -> None:
@@ -40,7 +38,7 @@ def main(*, records: Path = Path("records"), measures: Path = Path("measures"), 
         raise SkipformError(f"{records}: no records (survey/NET.jsonl) in it; `skipform fit --records` writes them")
     texts: dict[str, str] = {}
     for kind, path in files:
-        variants = read(path)
+        variants = by_variant(path)
         measured = measures / kind / f"{path.stem}.json"
         rows = fields(read_json(measured), {"rows": list}, measured)["rows"] if measured.is_file() else []
         for variant, runs in variants.items():
@@ -51,11 +49,10 @@ def main(*, records: Path = Path("records"), measures: Path = Path("measures"), 
         write_text(out / name, text)
 
 
-def read(path: Path) -> dict[str, list[Record]]:
+def by_variant(path: Path) -> dict[str, list[Record]]:
     """Variant -> the records of its runs, in the order of the file."""
     variants: dict[str, list[Record]] = {}
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        record = fields(json_value(line, f"{path}, line {number}"), RECORD, f"{path}, line {number}")
+    for record in read(path):
         variants.setdefault(record["config"]["variant"], []).append(record)
     return variants
 

@@ -137,16 +137,18 @@ def _measure(options: dict[str, Any]) -> Iterator[Entry]:
 
 def _claims(options: dict[str, Any]) -> Iterator[Entry]:
     found = read_json(options["out"])
-    yield from _measured("claims", options, found["rows"], {})
+    if any("regions" in row for row in found["rows"]):
+        yield from _measured("claims", options, found["rows"], {})
     decided = found["comparisons"]
-    folder = Path(options["folder"])
-    outcomes = [row["outcome"] for row in decided]
+    # A claim about the runs of other experiments has no folder.
+    folder = Path(options["folder"] or Path("runs", *Path(options["config"]).with_suffix("").parts[-2:]))
+    verdicts = [row["verdict"] for row in decided]
     yield Entry(
         name=f"{folder.name} verdicts",
         group=tracking.experiment_of(folder),
         job_type="claims",
         digest=digest_of(found),
-        summary={outcome: outcomes.count(outcome) for outcome in ("supports", "contradicts", "open")},
+        summary={verdict: verdicts.count(verdict) for verdict in ("holds", "does not hold", "open")},
         tags=[f"claim {folder.name}", *dict.fromkeys(row["claim"] for row in decided)],
         notes=_question(folder),
         media=lambda: {f"{folder.name}/verdicts": _table(decided)},
