@@ -7,6 +7,7 @@ d inputs, m outputs, n points, P parameters.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacfwd, jacrev, vmap
+from torch.func import functional_call, jacfwd, jacrev, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel  # vmap has rules only for the plain formula of attention
 from torch.utils import _pytree as pytree
 
 from skipform.errors import SkipformError
 from skipform.measure.program import SMALLEST, Program, in_float64, output, points, promoted
+from skipform.measure.projection import Projection
 from skipform.theory.network import CanonicalNetwork
 
 MEMORY = 8 << 30  # bytes of one Jacobian and of the copy its decomposition works on, and as much again to derive it
@@ -32,10 +34,12 @@ class Rank:
     rank: int
     gap: float  # sigma_rank / sigma_{rank + 1}; inf if all others are zero; close to 1 if the rank is arbitrary
     shape: tuple[int, int]
-    singular_values: np.ndarray = field(repr=False)  # descending
+    singular_values: np.ndarray = field(repr=False)  # descending; those of the product if the matrix was projected
+    by: str = "rows"  # or "projection": the matrix was too large for the memory, and its product with a random one used
 
     @staticmethod
-    def of(matrix: Tensor) -> "Rank":
+    def of(matrix: Tensor, whole: tuple[int, int] | None = None) -> "Rank":
+        """The rank of a matrix; `whole`: the shape of the larger matrix of which it is a projection."""
         rows, columns = matrix.shape
         if not bool(matrix.isfinite().all()):
             raise SkipformError("rank: a Jacobian that is not finite; finite weights and values are accepted")
@@ -50,7 +54,7 @@ class Rank:
         rank = int((sigma > max(rows, columns) * 2.0**-52 * largest).sum()) if largest > 0 else 0
         below = sigma[rank] if rank < len(sigma) else 0.0
         gap = float(sigma[rank - 1] / below) if rank and below > 0 else float("inf")
-        return Rank(rank, gap, (rows, columns), sigma)
+        return Rank(rank, gap, whole or (rows, columns), sigma, "projection" if whole else "rows")
 
 
 @torch.inference_mode(False)  # in which there are no derivatives, and all would be zero
@@ -90,11 +94,11 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: 
     The dimension of the set of functions near f, seen through the batch (Grigsby, Lindsey, Meyerhoff, Wu 2022,
     Functional dimension of feedforward ReLU neural networks); it grows with n up to that of f. theta: the parameters
     of a module that require a gradient; the stored entries and all biases of a canonical network. `memory` bounds, in
-    bytes, the Jacobian together with its decomposition, and separately what is needed to compute it.
+    bytes, the Jacobian together with its decomposition, and separately what is needed to compute it. A Jacobian that
+    needs more is computed a few rows at a time, each of which is projected to 4 n m numbers (see `Projection`).
 
     Raises SkipformError for a module in training mode, with randomness in its forward or without parameters, a batch
-    that does not fit, a Jacobian that is not finite, or one that needs more than the memory; `points_within` says how
-    many points do not.
+    that does not fit, a Jacobian that is not finite, or one that needs more than the memory even when it is projected.
     """
     x = torch.as_tensor(x)
     kind = x.dtype
@@ -123,16 +127,35 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: 
         return pytree.tree_leaves(returned)[0].reshape(-1)
 
     outputs = _outputs(module, x[0])
-    size = sum(p.numel() for p in free.values())
-    _check_memory("functional_dimension", len(x) * outputs, size, memory)
+    size, rows = sum(p.numel() for p in free.values()), len(x) * outputs
+    if _jacobian_bytes(rows, size) > memory and 4 * rows < size:
+        _check_memory("functional_dimension", rows, 4 * rows, memory)
+        return Rank.of(_projected(value, free, x, outputs, memory // (2 * 8 * size)), (rows, size))
+    _check_memory("functional_dimension", rows, size, memory)
     # A few points at a time: vmap keeps every layer of every output of every point at once.
     at_once = max(1, min(16, memory // (outputs * _bytes_of_pass(module, x[0]))))
     with sdpa_kernel(SDPBackend.MATH):
         parts = vmap(jacrev(value), in_dims=(None, 0), chunk_size=at_once)(free, x)
-    rows = len(x) * outputs
     jacobian = torch.cat([part.reshape(rows, free[name].numel()) for name, part in parts.items()], 1)
     del parts  # the decomposition needs the room
     return Rank.of(jacobian)
+
+
+def _projected(
+    value: Callable[[dict[str, Tensor], Tensor], Tensor], free: dict[str, Tensor], x: Tensor, outputs: int, at_once: int
+) -> Tensor:
+    """The projection of d value / d free over the batch x to four times as many columns as rows, `at_once` rows (one
+    at least) at a time."""
+    columns = 4 * len(x) * outputs
+    projections = {name: Projection(p.numel(), columns, seed) for seed, (name, p) in enumerate(free.items())}
+    parts = []
+    with sdpa_kernel(SDPBackend.MATH):
+        for point in x:
+            _, pull_back = vjp(lambda parameters, point=point: value(parameters, point), free)
+            for rows in torch.eye(outputs, dtype=torch.float64).split(max(1, at_once)):
+                (gradients,) = vmap(pull_back)(rows)
+                parts.append(sum(projections[name](g.flatten(1)) for name, g in gradients.items()))
+    return torch.cat(parts)
 
 
 def points_within(memory: int, net: nn.Module, outputs: int) -> int:

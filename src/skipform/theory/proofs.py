@@ -17,9 +17,9 @@ from sympy.polys.domains import QQ
 from sympy.polys.matrices import DomainMatrix
 
 from skipform.errors import SkipformError
-from skipform.theory.affine import Row
+from skipform.theory.affine import Affine, Row, select
 from skipform.theory.blocks import BlockNet
-from skipform.theory.network import CanonicalNetwork
+from skipform.theory.network import CanonicalNetwork, affine
 from skipform.theory.skips import ProductNetwork
 
 Definition = Callable[[np.ndarray], np.ndarray]
@@ -48,6 +48,62 @@ def prove_maximum(network: CanonicalNetwork, *, seconds: float = 60) -> bool:
         return [x[i] >= x[i + 1] for i in swaps] + ([x[-1] == 0] if shift else [])
 
     return _valid(network, lambda x: np.array([greatest(x)], dtype=object), assumed, seconds)
+
+
+def prove_windows(network: CanonicalNetwork, windows: Sequence[Iterable[int]], *, seconds: float = 60) -> int:
+    """The number of different networks with which it is proved that output i of the network is the maximum of the
+    inputs in windows[i], for every i and all real inputs; 0 if one of them is not proved.
+
+    Each output is a network of the few coordinates on which it depends; equal ones, up to the numbers of their inputs,
+    are proved once.
+    """
+    proved: dict[Any, bool] = {}
+    rows = [a.rows() for a in network.affine_maps]
+    for i, window in enumerate(windows):
+        part, inputs = network_of_output(network, i, rows)
+        cells = sorted({*inputs, *window})
+        local = [cells.index(cell) for cell in window]
+        layers = tuple(tuple(map(_key, zip(a.rows(), a.bias, strict=True))) for a in part.affine_maps)
+        key = (len(cells), tuple(local), layers, tuple(map(cells.index, inputs)))
+        if key not in proved:
+            columns = [cells.index(cell) for cell in inputs]
+
+            def maximum(x: np.ndarray, local: list[int] = local) -> np.ndarray:
+                return np.array([greatest(x[local])], dtype=object)
+
+            whole = affine(select(columns, len(cells), exact=True)).then(part)
+            proved[key] = prove(whole, maximum, seconds=seconds)
+        if not proved[key]:
+            return 0
+    return len(proved)
+
+
+def network_of_output(
+    network: CanonicalNetwork, i: int, rows: list[list[Row]] | None = None
+) -> tuple[CanonicalNetwork, list[int]]:
+    """The network of output i alone, with only the ReLUs and inputs on which it depends, and these inputs in order.
+
+    rows: the rows of all affine maps, where they are known already.
+    """
+    _needs_exact(network)
+    rows = rows or [a.rows() for a in network.affine_maps]
+    total, d = network.readout.in_features, network.in_features
+    # z_k is the tail of z_L, so that a coordinate is known by its column in z_L; chosen: the rows of every map.
+    needed, chosen = set(rows[-1][i]), [[i]]
+    for layer, own in reversed(list(zip(network.layers, rows, strict=False))):
+        start = total - layer.in_features
+        first = start - layer.out_features  # the column of the first ReLU of this layer
+        chosen.append(sorted(column - first for column in needed if first <= column < start))
+        needed |= {start + column for unit in chosen[-1] for column in own[unit]}
+    place = {column: k for k, column in enumerate(sorted(needed))}
+    maps = []
+    for a, own, units in zip(network.affine_maps, rows, reversed(chosen), strict=True):
+        start = total - a.in_features
+        above = sum(column < start for column in place)  # the ReLUs that this map does not read
+        moved = [{place[start + column] - above: value for column, value in own[unit].items()} for unit in units]
+        maps.append(Affine.from_rows(moved, a.bias[units], len(place) - above))
+    inputs = [column - (total - d) for column in place if column >= total - d]
+    return CanonicalNetwork(tuple(maps[:-1]), maps[-1]), inputs
 
 
 def commutes(network: CanonicalNetwork, permutation: Sequence[int]) -> bool:
@@ -219,6 +275,7 @@ def _valid(
 
     def relu(t: Any) -> Any:
         """A new variable with its definition, so that terms stay as small as the network."""
+        t = t if isinstance(t, z3.ExprRef) else z3.RealVal(str(t))  # a ReLU that reads nothing
         h = z3.Real(f"h{next(names)}")
         solver.add(h == z3.If(t > 0, t, 0))
         return h
