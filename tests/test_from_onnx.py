@@ -1,4 +1,4 @@
-"""from_onnx as a whole: which first size is a batch, what is folded, what is refused, and the commands that take a file.
+"""from_onnx as a whole: which first size is a batch, what is folded, what is refused; the commands that take a file.
 
 The oracle is onnxruntime in float32. A net of n layers that sum at most T terms differs from it by at most
 4 n (T + 8) 2^-24 of the largest intermediate value where no layer enlarges what it is given: the weights below are
@@ -167,7 +167,7 @@ def test_several_inputs_and_outputs_and_one_that_is_constant(tmp_path):
     path = saved(model, tmp_path)
     module, inputs = from_onnx(path)
     for expected, given in zip(run(path, *inputs), module(*inputs), strict=True):
-        assert np.array_equal(expected, given.numpy())
+        assert np.array_equal(expected, given.detach().numpy())
     assert [y.shape for y in module(torch.ones(5, 4), torch.ones(5, 1))] == [(5, 2), (5, 2), (5, 4)]
 
 
@@ -263,22 +263,28 @@ def test_an_operation_that_is_not_piecewise_linear_is_refused_by_the_name_of_its
         skipform.rewrite(module, x)
 
 
+def refusal(path):
+    """What from_onnx says, '' if it reads the file; any other exception is passed on."""
+    try:
+        from_onnx(path)
+    except SkipformError as error:
+        return str(error)
+    return ""
+
+
 def test_damaged_files_are_refused_in_one_line(tmp_path):
     """Cut off anywhere, or with any byte changed: a SkipformError, or a network of the same kind."""
     whole_file = image_net().SerializeToString()
     path = tmp_path / "net.onnx"
     generator = np.random.default_rng(0)
-    for case in range(120):
+    for case in range(200):
         data = bytearray(whole_file)
         if case % 2:
             data = data[: generator.integers(0, len(data))]
         else:
             data[generator.integers(0, len(data))] = generator.integers(0, 256)
         path.write_bytes(data)
-        try:
-            from_onnx(path)
-        except SkipformError as error:
-            assert "\n" not in str(error)
+        assert "\n" not in refusal(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"not an onnx file at all", b"\x08\x08"])
@@ -339,7 +345,7 @@ def test_weights_in_a_file_of_the_same_folder_are_read(tmp_path):
 def test_weights_elsewhere_or_of_another_length_are_refused(location, changes, tmp_path):
     path = stored_elsewhere(tmp_path, location, **changes)
     (path.parent / "link.bin").symlink_to(tmp_path / "weights.bin")
-    with pytest.raises(SkipformError, match="its numbers are in|has no 32 bytes"):
+    with pytest.raises(SkipformError, match=r"its numbers are in|has no 32 bytes"):
         from_onnx(path)
 
 

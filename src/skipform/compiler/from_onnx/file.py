@@ -66,27 +66,34 @@ def read_file(path: str | Path) -> File:
     """Raises SkipformError, naming the file and what is wrong in it."""
     path = Path(path)
     graph, opset = _graph(path)
+    try:
+        return _file(path, graph, opset)
+    except (TypeError, AttributeError, UnicodeError) as error:  # a name that is no text, which protobuf lets pass
+        raise SkipformError(f"{path}: damaged ({first_line(error)})") from None
+
+
+def _file(path: Path, graph: onnx.GraphProto, opset: int) -> File:
     if graph.sparse_initializer:
         raise SkipformError(f"{path}: a sparse initializer; dense ones are accepted")
     if len(graph.node) > NODES:
         raise SkipformError(f"{path}: {len(graph.node):,} nodes; at most {NODES:,} are accepted")
     constants: dict[str, Tensor] = {}
     for tensor in graph.initializer:
-        constants[tensor.name] = constant_of(tensor, f"{path}: initializer {shown(tensor.name)}", path.parent)
+        constants[_text(tensor.name)] = constant_of(tensor, f"{path}: initializer {shown(tensor.name)}", path.parent)
     nodes = tuple(_node(path, node, opset) for node in graph.node)
     given = [value for value in graph.input if value.name not in constants]
     if not given:
         raise SkipformError(f"{path}: a graph without inputs; at least one is accepted")
     if not graph.output:
         raise SkipformError(f"{path}: a graph without outputs; at least one is accepted")
-    inputs = {value.name: _shape(path, value) for value in given}
+    inputs = {_text(value.name): _shape(path, value) for value in given}
     types = {value.type.tensor_type.elem_type for value in given}
     if len(types) != 1 or not types <= set(FLOATING):
         names = ", ".join(
             f"{shown(v.name)} ({TensorProto.DataType.Name(v.type.tensor_type.elem_type)})" for v in given[:10]
         )
         raise SkipformError(f"{path}: inputs {names}; FLOAT or DOUBLE is accepted, the same for all")
-    outputs = tuple(value.name for value in graph.output)
+    outputs = tuple(_text(value.name) for value in graph.output)
     return File(path, FLOATING[types.pop()], nodes, constants, inputs, outputs)
 
 
@@ -133,6 +140,12 @@ def constant_of(tensor: TensorProto, place: str, folder: Path) -> Tensor:
         raise SkipformError(f"{place}: damaged ({first_line(error)})") from None
 
 
+def _text(name: str | bytes) -> str:
+    if isinstance(name, bytes):
+        raise TypeError(f"a name is {shown(name)}")
+    return name
+
+
 def _type_name(number: int) -> str:
     return TensorProto.DataType.Name(number) if number in TensorProto.DataType.values() else str(number)
 
@@ -168,8 +181,8 @@ def _shape(path: Path, value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
 
 
 def _node(path: Path, node: onnx.NodeProto, opset: int) -> Node:
-    outputs = tuple(node.output)
-    name = node.name or f"{node.op_type} of {', '.join(map(shown, outputs))}"
+    outputs = tuple(map(_text, node.output))
+    name = _text(node.name) or f"{node.op_type} of {', '.join(map(shown, outputs))}"
     place = f"{path}: {node.op_type} {shown(name)}" if node.name else f"{path}: {name}"
     if node.domain not in ("", "ai.onnx"):
         raise SkipformError(f"{place}: an operator of {shown(node.domain)}; those of ONNX itself are accepted")
@@ -194,7 +207,7 @@ def _node(path: Path, node: onnx.NodeProto, opset: int) -> Node:
             f"{place}: {len(node.input)} inputs and {len(outputs)} outputs; accepted: {schema.min_input} to"
             f" {schema.max_input} inputs, at most {schema.max_output} outputs"
         )
-    return Node(node.op_type, name, schema.since_version, tuple(node.input), outputs, attributes)
+    return Node(node.op_type, name, schema.since_version, tuple(map(_text, node.input)), outputs, attributes)
 
 
 def _attribute(attribute: onnx.AttributeProto, place: str, folder: Path) -> Any:
