@@ -50,7 +50,7 @@ def test_merges_have_equal_numbers_of_parameters_but_for_the_maps_of_concat_and_
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_a_net_that_subtracts_is_one_that_adds_with_other_signs(seed):
-    """Theorem 2, learned: with u_k = (-1)^k x_k, x_{k+1} = B(x_k) - x_k is u_{k+1} = (-1)^{k+1} B((-1)^k u_k) + u_k, and
+    """Theorem 2, learned: with u_k = (-1)^k x_k, x_{k+1} = B(x_k) - x_k is u_{k+1} = (-1)^{k+1} B((-1)^k u_k) + u_k;
     the signs go into the last convolution of B and into the scale and the mean of its first batch norm."""
     net, twin = built("subtract", seed), built("add", seed)
     twin.load_state_dict(net.state_dict())

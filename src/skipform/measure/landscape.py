@@ -1,8 +1,8 @@
 """The loss around trained weights: Li, Xu, Taylor, Studer, Goldstein, "Visualizing the loss landscape" (NeurIPS 2018).
 
-The loss is the mean cross-entropy of images (n, ...) with labels (n,), in evaluation mode and in float64; the surface is
-its value at weights + a u + b v. Weights are those of convolutions and linear layers: as in the paper, the directions
-are zero for biases and for batch norm, which rescaled filters leave without effect.
+The loss is the mean cross-entropy of images (n, ...) with labels (n,), in evaluation mode and in float64; the surface
+is its value at weights + a u + b v. Weights are those of convolutions and linear layers. As in the paper, the
+directions are zero for biases and for batch norm, which rescaled filters leave without effect.
 """
 
 import copy
