@@ -6,6 +6,7 @@ from skipform.measure.bounds import Bounds, bounds
 from skipform.measure.capacity import Capacity, capacity, fitting_error
 from skipform.measure.line import LineRegions, line
 from skipform.measure.plane import PlaneRegions, plane
+from skipform.measure.program import Program
 from skipform.measure.rank import Rank, functional_dimension, jacobian_rank
 from skipform.measure.trajectory import Trajectory, trajectory_length
 
@@ -14,6 +15,7 @@ __all__ = [
     "Capacity",
     "LineRegions",
     "PlaneRegions",
+    "Program",
     "Rank",
     "Trajectory",
     "bounds",

@@ -54,19 +54,19 @@ class Rank:
 
 
 @torch.inference_mode(False)  # in which there are no derivatives, and all would be zero
-def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
+def jacobian_rank(f: nn.Module | CanonicalNetwork | Program, x: Tensor) -> Rank:
     """The rank of dy/dx (m, d) at x, one input without a batch dimension, in float64.
 
     Only as many rows of the Jacobian are computed at once as MEMORY has room for, by an estimate.
 
-    f is a canonical network or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU at zero is
-    off. Raises SkipformError for a module in training mode or with randomness in its forward, an input that does not
-    fit or is not of floating point, a Jacobian that is not finite, or one that needs more than MEMORY.
+    f is a canonical network, a Program or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU
+    at zero is off. Raises SkipformError for a module in training mode or with randomness in its forward, an input that
+    does not fit or is not of floating point, a Jacobian that is not finite, or one that needs more than MEMORY.
     """
     if not torch.as_tensor(x).is_floating_point():
         raise SkipformError(f"jacobian_rank: x is {torch.as_tensor(x).dtype}; a floating-point input is accepted")
     (x,) = points("jacobian_rank", x=x)
-    if isinstance(f, CanonicalNetwork):
+    if isinstance(f, CanonicalNetwork | Program):
         program = Program.of(f, x)
         _check_memory("jacobian_rank", program.steps[-1].width, x.numel(), MEMORY)
         slopes, _ = program.slopes(x.reshape(1, -1), torch.eye(x.numel(), dtype=torch.float64))
@@ -84,7 +84,7 @@ def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
 
 
 @torch.inference_mode(False)
-def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: int = MEMORY) -> Rank:
+def functional_dimension(f: nn.Module | CanonicalNetwork | Program, x: Tensor, *, memory: int = MEMORY) -> Rank:
     """The rank of d(y_1, ..., y_n)/d theta (n m, P) over the batch x (n, ...), in float64.
 
     The dimension of the set of functions near f, seen through the batch (Grigsby, Lindsey, Meyerhoff, Wu 2022,
@@ -102,6 +102,8 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: 
     x = x if kind.is_floating_point else x.to(kind)  # words
     if x.ndim < 1 or len(x) == 0:
         raise SkipformError(f"functional_dimension: x of shape {tuple(x.shape)}; a batch of at least 1 is accepted")
+    if isinstance(f, Program):
+        raise SkipformError("functional_dimension: a Program has no parameters; the network that it is of is accepted")
     if isinstance(f, CanonicalNetwork):
         accepted = {(f.in_features,), f.input_shape}
         if tuple(x.shape[1:]) not in accepted:
