@@ -3,8 +3,6 @@
 V vertices, C cells, D columns of the state after the layer, words = ceil(units / 64).
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 
@@ -13,7 +11,7 @@ from skipform.measure.chords import cut_edges, find_chords
 from skipform.measure.faces import FinerCells, Scratch, areas, cut_cells
 from skipform.measure.meetings import Cell, Meetings, count_cells
 from skipform.measure.mesh import NOT_CONVEX, NOT_PLANAR, NOT_UNIQUE, Cells, Layer, Mesh, Source, Vertices
-from skipform.measure.program import TOLERANCE, UNIT, Program, rounding
+from skipform.measure.program import TOLERANCE, UNIT, Program, mapping, rounding
 from skipform.measure.states import gather, pack_signs
 
 CELL_BYTES = 400  # of memory for a cell with its share of vertices and edges, and what one cut makes from it
@@ -46,8 +44,8 @@ def count_cut(program: Program, mesh: Mesh, threads: int = 1) -> int:
 
     parts = _PARTS * threads if threads > 1 else 1
     bounds = np.unique(np.linspace(0, len(mesh), parts + 1).astype(int)).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        counts = list(pool.map(count, bounds[:-1], bounds[1:]))
+    with mapping(threads) as mapped:
+        counts = list(mapped(count, bounds[:-1], bounds[1:]))
     for status, cell, _ in counts:
         _refuse(program, mesh, status, cell)
     return sum(made for *_, made in counts)
@@ -153,8 +151,8 @@ def _evaluate(program: Program, mesh: Mesh, threads: int) -> tuple[Layer, torch.
             pack_signs(h[block], step.units, tau, kappa, positive[block], negative[block], largest, reach)
         return largest, reach
 
-    with ThreadPoolExecutor(threads) as pool:
-        largest, reach = (np.maximum.reduce(parts) for parts in zip(*pool.map(evaluate, range(threads)), strict=True))
+    with mapping(threads) as mapped:
+        largest, reach = (np.maximum.reduce(parts) for parts in zip(*mapped(evaluate, range(threads)), strict=True))
     # A unit that is off at all vertices is exactly zero after the ReLU.
     error[: step.units][torch.from_numpy(largest[: step.units] < -tau)] = 0.0
     return Layer(h, positive, negative, tau, reach), torch.from_numpy(largest).clamp(min=0.0), error

@@ -14,7 +14,6 @@ n points, D columns of the state, m outputs.
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.measure.program import TOLERANCE, UNIT, Program, Step, checked_threads, points, rounding
+from skipform.measure.program import TOLERANCE, UNIT, Program, Step, checked_threads, mapping, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
 SLOPE = 4.0
@@ -94,7 +93,7 @@ class _Block:
     def after(self, program: Program) -> "_Block":
         """The block after its step."""
         step, last = program.steps[self.k], self.k == len(program.steps) - 1
-        error = rounding(step, self.state.abs().amax(0), self.error)
+        error = rounding(step, torch.maximum(self.state.amax(0), -self.state.amin(0)), self.error)
         state = step.apply(self.state)
         if last:
             return _Block(self.k + 1, self.t, self.kappa, state, error)
@@ -121,10 +120,10 @@ def _march(
         rows = max(2, _BLOCK // max(block.state.shape[1], program.steps[block.k].width))
         return block.parts(rows) if len(block.t) > rows else [block.after(program)]
 
-    with ThreadPoolExecutor(threads) as pool:
+    with mapping(threads) as mapped:
         while blocks:
             batch = [blocks.pop() for _ in range(min(threads, len(blocks)))]
-            made = [block for parts in reversed([*pool.map(finer, batch)]) for block in parts]
+            made = [block for parts in reversed([*mapped(finer, batch)]) for block in parts]
             finished = [block for block in made if block.k == len(program.steps)]
             blocks += [block for block in made if block.k < len(program.steps)]
             done += finished
@@ -144,11 +143,13 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     """
     h = state[:, : step.units]
     tau = TOLERANCE * UNIT * error[: step.units]
-    sign = (h > tau * kappa[:, None]).to(torch.int8) - (h < -tau * kappa[:, None]).to(torch.int8)
-    on = (sign >= 0).any(0)
-    where, unit = (sign[:-1] * sign[1:] < 0).nonzero(as_tuple=True)
+    threshold = kappa[:, None] * tau
+    positive, negative = h > threshold, h < threshold.neg_()
+    on = ~negative.all(0)
+    where, unit = ((positive[:-1] & negative[1:]) | (negative[:-1] & positive[1:])).nonzero(as_tuple=True)
     if len(where) == 0:
-        return t, kappa, torch.cat([h.relu(), state[:, step.units :]], 1), on
+        h.relu_()  # nothing else reads the state
+        return t, kappa, state, on
     left, rise = h[where, unit], h[where + 1, unit] - h[where, unit]
     share = -left / rise
     blur = tau[unit] * torch.maximum(kappa[where], kappa[where + 1]) / rise.abs()
@@ -160,7 +161,7 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     point = fresh.cumsum(0) - 1  # which new point each cut belongs to
     # Coincident cuts are one point, placed by the least uncertain of them: the first when sorted by blur.
     chosen = torch.from_numpy(np.lexsort((blur.numpy(), point.numpy())))[fresh.nonzero()[:, 0]]
-    i, s, size = where[chosen], share[chosen], h.abs().amax(0)[unit[chosen]]
+    i, s, size = where[chosen], share[chosen], h[:, unit[chosen]].abs().amax(0)
     length = t[i + 1] - t[i]
 
     mean = torch.lerp(state[i], state[i + 1], s[:, None])

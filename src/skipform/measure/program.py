@@ -26,7 +26,9 @@ n points, D columns of a state, d input features, m outputs.
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +200,16 @@ def is_rewritten(module: nn.Module) -> bool:
     return sum(node.op == "placeholder" for node in nodes) == 1 and all(
         "batch_dim" in node.meta and (node.op == "placeholder" or node.target in affine) for node in nodes
     )
+
+
+@contextmanager
+def mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map` on so many threads; the plain one for a single thread."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
 
 
 def checked_threads(where: str, threads: int) -> int:
