@@ -57,6 +57,17 @@ def test_a_rewritten_net_is_read_as_it_is_and_another_is_rewritten(monkeypatch):
     assert line(plain, x[0], x[0] + 1).count >= 1
 
 
+def test_the_cpu_is_the_device_of_ranks_by_default_and_an_unknown_one_is_refused():
+    net, x = seeded(0, 3, 4, 2), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for rank, points in ((jacobian_rank, x[0]), (functional_dimension, x)):
+        default, chosen = rank(net, points), rank(net, points, device="cpu")
+        assert (default.singular_values == chosen.singular_values).all()
+        assert default.rank == chosen.rank
+        for device in ("nowhere", 1.5, "meta"):
+            with pytest.raises(SkipformError, match="cpu or cuda is accepted"):
+                rank(net, points, device=device)
+
+
 def test_what_a_program_cannot_do_is_refused_in_one_line():
     compiled = Program.of(seeded(0, 2, 3, 1), torch.zeros(2))
     plain = skipform.rewrite(seeded(0, 2, 3, 1), torch.zeros(1, 2))

@@ -212,6 +212,16 @@ def mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
         yield pool.map
 
 
+def checked_device(where: str, device: torch.device | str | None) -> torch.device:
+    """The device, by default the CPU. Raises SkipformError unless float64 can be computed on it."""
+    try:
+        chosen = torch.device("cpu" if device is None else device)
+        torch.ones((), dtype=torch.float64, device=chosen).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise SkipformError(f"{where}: device={device!r} ({first_line(error)}); cpu or cuda is accepted") from None
+    return chosen
+
+
 def checked_threads(where: str, threads: int) -> int:
     """The number of threads. Raises SkipformError unless it is a whole number of at least 1."""
     if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
@@ -299,10 +309,10 @@ def _widened(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else dtype
 
 
-def promoted(module: nn.Module) -> nn.Module:
-    """A copy of the module in float64 on the CPU, with the constants that its forward makes. Raises SkipformError if it
-    is in training mode."""
-    module = on_cpu(module).double()
+def promoted(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+    """A copy of the module in float64 on the device, with the constants that its forward makes. Raises SkipformError if
+    it is in training mode."""
+    module = on_cpu(module).double().to(device)
     forward = module.forward
 
     @functools.wraps(forward)
