@@ -1,6 +1,7 @@
 """The cost of rewriting: the time to rewrite, and the time of the rewritten network against the original, per layer.
 
     python benchmarks/bench_compiler.py            the tables (`make bench`), about 10 minutes on 2 cores
+    python benchmarks/bench_compiler.py "relu6"    rows of the table of layers, by name
     python benchmarks/bench_compiler.py sweep      every torchvision and timm model made of piecewise linear operations
 
 A ratio is that of the medians over ROUNDS rounds, in which original and rewritten network alternate, in float32.
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from skipform.compiler.rewrite import UnsupportedOperation, rewrite
 from skipform.errors import SkipformError
 
 ROUNDS = 9
+TARGETS = ("grammar", "keep_add", "fast")
 IMAGES = (64, 64, 64, 64)
 
 
@@ -82,20 +84,24 @@ def turns(*functions: Callable[[], object], rounds: int = ROUNDS) -> list[float]
     return [statistics.median(s) for s in seconds]
 
 
-def layers() -> None:
-    """The time of the rewritten layer divided by that of torch's layer: strictly rewritten, and with additions."""
-    print(f"{'layer':24} {'eager ms':>9} {'strict':>7} {'add':>7} {'compiled ms':>12} {'strict':>7} {'add':>7}")
+def layers(only: Sequence[str] = ()) -> None:
+    """The time of the rewritten layer divided by that of torch's layer, for three targets of rewrite."""
+    columns = " ".join(f"{target:>8}" for target in TARGETS)
+    print(f"{'layer':24} {'eager ms':>9} {columns} {'compiled ms':>12} {columns}")
     for name, (module, shape) in LAYERS.items():
+        if only and name not in only:
+            continue
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         module = module.eval()
-        forms = [module, rewrite(module, x), rewrite(module, x, "keep_add")]
+        forms = [module, *(rewrite(module, x, target) for target in TARGETS)]
         line = f"{name:24}"
         with torch.no_grad():
             for compiled in (False, True):
                 torch.compiler.reset()
                 runs = [torch.compile(form) if compiled else form for form in forms]
-                native, strict, with_add = turns(*(lambda run=run, x=x: run(x) for run in runs))
-                line += f" {native * 1e3:{12 if compiled else 9}.2f} {strict / native:7.2f} {with_add / native:7.2f}"
+                native, *others = turns(*(lambda run=run, x=x: run(x) for run in runs))
+                ratios = " ".join(f"{other / native:8.2f}" for other in others)
+                line += f" {native * 1e3:{12 if compiled else 9}.2f} {ratios}"
         print(line, flush=True)
 
 
@@ -160,6 +166,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     if sys.argv[1:] == ["sweep"]:
         sweep()
+    elif sys.argv[1:]:
+        layers(sys.argv[1:])
     else:
         rewriting()
         layers()

@@ -17,7 +17,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,8 @@ class UnsupportedOperation(SkipformError):
 
 class Emitter:
     """A graph under construction, in float64. Equal calls become one node; constants become buffers."""
+
+    rules: ClassVar[dict[str, Callable[..., Any]]] = {}  # by name of the operation, in place of those of the table
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float64):
         self.graph = fx.Graph()

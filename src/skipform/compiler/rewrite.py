@@ -181,7 +181,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
     if any(isinstance(leaf, PaddedWithMinusInfinity) for leaf in flat) and not name.startswith("max_pool"):
         raise emitter.unsupported("takes entries of -inf; only a max pooling may follow that padding")
     try:
-        return RULES[name](emitter, *args, **kwargs)
+        return emitter.rules.get(name, RULES[name])(emitter, *args, **kwargs)
     except CAPTURE_FAILURES as error:
         if isinstance(error, SkipformError):
             raise

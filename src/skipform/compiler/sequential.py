@@ -97,9 +97,10 @@ def _listed(value: Any) -> list[int]:
 
 
 ANY, FLAT, ROW, IMAGE, VOLUME = range(1, 9), range(2, 9), range(3, 4), range(4, 5), range(5, 6)  # numbers of dimensions
+VIEWS = (A.flatten.using_ints, A.dropout.default)  # whose result may be the input itself
 LAYERS: dict[type[nn.Module], Layer] = {
     nn.Linear: Layer(FLAT, _linear),
-    nn.ReLU: Layer(ANY, _same_shape(A.relu.default)),
+    nn.ReLU: Layer(ANY, _same_shape(A.relu.default)),  # in place or not: nothing else reads its input
     nn.Dropout: Layer(ANY, _same_shape(A.dropout.default, "p", "training")),
     nn.Flatten: Layer(FLAT, _flatten),
     nn.Conv1d: Layer(ROW, _convolution(A.conv1d.default, A.conv1d.padding)),
@@ -149,6 +150,8 @@ def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> Captured | None:
         try:
             call = layer.call(part, sample) if sample.ndim in layer.dims else None
         except CAPTURE_FAILURES:  # torch.export says what is wrong
+            return None
+        if getattr(part, "inplace", False) and (node is source or node.target in VIEWS):  # it would change the input
             return None
         if call is None or any(isinstance(a, Tensor) and id(a) not in placeholders for a in call.arguments):
             return None

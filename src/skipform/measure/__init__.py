@@ -7,6 +7,7 @@ from skipform.measure.capacity import Capacity, capacity, fitting_error
 from skipform.measure.line import LineRegions, line
 from skipform.measure.output_range import OutputRange, output_range
 from skipform.measure.plane import PlaneRegions, plane
+from skipform.measure.program import Program
 from skipform.measure.rank import Rank, functional_dimension, jacobian_rank
 from skipform.measure.trajectory import Trajectory, trajectory_length
 
@@ -16,6 +17,7 @@ __all__ = [
     "LineRegions",
     "OutputRange",
     "PlaneRegions",
+    "Program",
     "Rank",
     "Trajectory",
     "bounds",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.measure.program import TOLERANCE, UNIT, Program, Step, points, rounding
+from skipform.measure.program import TOLERANCE, UNIT, Program, Step, checked_threads, mapping, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
 SLOPE = 4.0
@@ -41,13 +41,19 @@ class LineRegions:
 
 @torch.no_grad()
 def line(
-    f: nn.Module | CanonicalNetwork, a: Tensor, b: Tensor, *, progress: Callable[[float], object] | None = None
+    f: nn.Module | CanonicalNetwork | Program,
+    a: Tensor,
+    b: Tensor,
+    *,
+    threads: int = 1,
+    progress: Callable[[float], object] | None = None,
 ) -> LineRegions:
     """The exact regions of f on the segment from a to b, two inputs of the net without a batch dimension.
 
-    f is a canonical network or a torch module in eval mode, which is copied and promoted to float64. `progress`, if
-    given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB, whatever the number
-    of regions, plus y at every break point.
+    f is a canonical network, a Program or a torch module in eval mode, which is copied and promoted to float64.
+    `progress`, if given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB for
+    each of the `threads`, whatever the number of regions, plus y at every break point. The numbers do not depend on
+    the threads; torch's own threads share out a single block already, so more are for nets whose blocks are small.
 
     Raises SkipformError for end points that do not fit and where values leave the range of float64 (program.py), and
     UnsupportedOperation for a net that is not piecewise linear.
@@ -57,50 +63,77 @@ def line(
         raise SkipformError(
             f"line: end points of shape {tuple(a.shape)} and {tuple(b.shape)}; the same shape is accepted"
         )
-    return line_of(Program.of(f, a), torch.stack([a, b]).flatten(1), progress)
+    return line_of(Program.of(f, a), torch.stack([a, b]).flatten(1), progress, threads)
 
 
-def line_of(program: Program, ends: Tensor, progress: Callable[[float], object] | None = None) -> LineRegions:
+def line_of(
+    program: Program, ends: Tensor, progress: Callable[[float], object] | None = None, threads: int = 1
+) -> LineRegions:
     """The regions of a program on the segment between two flat inputs, ends (2, d)."""
-    t, y, error = _march(program, ends, progress)
+    t, y, error = _march(program, ends, progress, checked_threads("line", threads))
     bends = _bends(program, ends, t, y, TOLERANCE * UNIT * error)
     return LineRegions(len(t) - 1, int(bends.sum()) + 1, t[1:-1], t[1:-1][bends])
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """A part of the segment before step k of a program."""
+
+    k: int
+    t: Tensor  # (n,) break points so far, with both ends
+    kappa: Tensor  # (n,)
+    state: Tensor  # (n, D)
+    error: Tensor  # (D,) the e of each column
+
+    def parts(self, rows: int) -> list["_Block"]:
+        """Blocks of at most `rows` points from right to left. Neighbours share their end point."""
+        cuts = [slice(i, i + rows) for i in reversed(range(0, len(self.t) - 1, rows - 1))]
+        return [_Block(self.k, self.t[cut], self.kappa[cut], self.state[cut], self.error) for cut in cuts]
+
+    def after(self, program: Program) -> "_Block":
+        """The block after its step."""
+        step, last = program.steps[self.k], self.k == len(program.steps) - 1
+        error = rounding(step, torch.maximum(self.state.amax(0), -self.state.amin(0)), self.error)
+        state = step.apply(self.state)
+        if last:
+            return _Block(self.k + 1, self.t, self.kappa, state, error)
+        t, kappa, state, on = _cut(step, self.t, self.kappa, state, error)
+        # A unit that is off on the whole block is exactly zero after the ReLU.
+        error[: step.units] *= on
+        return _Block(self.k + 1, t, kappa, state, error)
+
+
 def _march(
-    program: Program, ends: Tensor, progress: Callable[[float], object] | None
+    program: Program, ends: Tensor, progress: Callable[[float], object] | None, threads: int
 ) -> tuple[np.ndarray, Tensor, Tensor]:
-    """Break points with both ends (n,), y (n, m) there, and the largest e of each output (m,)."""
+    """Break points with both ends (n,), y (n, m) there, and the largest e of each output (m,).
+
+    How the segment is cut into blocks depends on their size alone, so that the numbers are the same for any number of
+    threads. The leftmost blocks are processed first.
+    """
     both, exact = torch.ones(2, dtype=torch.float64), torch.zeros(ends.shape[1], dtype=torch.float64)
-    # What is left to do: a step, then t (n,), kappa (n,) and the state (n, D) before it, with its e (D,).
-    blocks = [(0, torch.tensor([0.0, 1.0], dtype=torch.float64), both, ends, exact)]
-    done: list[tuple[Tensor, Tensor]] = []
-    worst = torch.zeros(program.steps[-1].width, dtype=torch.float64)
-    while blocks:
-        k, t, kappa, state, error = blocks.pop()
-        rows = max(2, _BLOCK // max(state.shape[1], program.steps[k].width))
-        if len(t) > rows:
-            # Neighbouring blocks share their end point; the leftmost one is processed first.
-            starts = range(0, len(t) - 1, rows - 1)
-            cuts = [slice(i, i + rows) for i in reversed(starts)]
-            blocks += [(k, t[cut], kappa[cut], state[cut], error) for cut in cuts]
-            continue
-        step = program.steps[k]
-        error = rounding(step, state.abs().amax(0), error)
-        state = step.apply(state)
-        if k < len(program.steps) - 1:
-            t, kappa, state, on = _cut(step, t, kappa, state, error)
-            # A unit that is off on the whole block is exactly zero after the ReLU.
-            error[: step.units] *= on
-            blocks.append((k + 1, t, kappa, state, error))
-            continue
-        first = 1 if done else 0
-        done.append((t[first:], state[first:]))
-        worst = torch.maximum(worst, error)
-        if progress is not None:
-            progress(float(t[-1]))
-    t, y = (torch.cat(parts) for parts in zip(*done, strict=True))
-    return t.numpy(), y, worst
+    blocks = [_Block(0, torch.tensor([0.0, 1.0], dtype=torch.float64), both, ends, exact)]
+    done: list[_Block] = []
+
+    @torch.no_grad()  # which holds in the thread that sets it
+    def finer(block: _Block) -> list[_Block]:
+        rows = max(2, _BLOCK // max(block.state.shape[1], program.steps[block.k].width))
+        return block.parts(rows) if len(block.t) > rows else [block.after(program)]
+
+    with mapping(threads) as mapped:
+        while blocks:
+            batch = [blocks.pop() for _ in range(min(threads, len(blocks)))]
+            made = [block for parts in reversed([*mapped(finer, batch)]) for block in parts]
+            finished = [block for block in made if block.k == len(program.steps)]
+            blocks += [block for block in made if block.k < len(program.steps)]
+            done += finished
+            if progress is not None and finished:
+                progress(1.0 - sum(float(block.t[-1] - block.t[0]) for block in blocks))
+    done.sort(key=lambda block: float(block.t[0]))
+    shared = [slice(1 if i else 0, None) for i in range(len(done))]
+    t = torch.cat([block.t[own] for block, own in zip(done, shared, strict=True)])
+    y = torch.cat([block.state[own] for block, own in zip(done, shared, strict=True)])
+    return t.numpy(), y, torch.stack([block.error for block in done]).amax(0)
 
 
 def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,11 +143,13 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     """
     h = state[:, : step.units]
     tau = TOLERANCE * UNIT * error[: step.units]
-    sign = (h > tau * kappa[:, None]).to(torch.int8) - (h < -tau * kappa[:, None]).to(torch.int8)
-    on = (sign >= 0).any(0)
-    where, unit = (sign[:-1] * sign[1:] < 0).nonzero(as_tuple=True)
+    threshold = kappa[:, None] * tau
+    positive, negative = h > threshold, h < threshold.neg_()
+    on = ~negative.all(0)
+    where, unit = ((positive[:-1] & negative[1:]) | (negative[:-1] & positive[1:])).nonzero(as_tuple=True)
     if len(where) == 0:
-        return t, kappa, torch.cat([h.relu(), state[:, step.units :]], 1), on
+        h.relu_()  # nothing else reads the state
+        return t, kappa, state, on
     left, rise = h[where, unit], h[where + 1, unit] - h[where, unit]
     share = -left / rise
     blur = tau[unit] * torch.maximum(kappa[where], kappa[where + 1]) / rise.abs()
@@ -126,7 +161,7 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     point = fresh.cumsum(0) - 1  # which new point each cut belongs to
     # Coincident cuts are one point, placed by the least uncertain of them: the first when sorted by blur.
     chosen = torch.from_numpy(np.lexsort((blur.numpy(), point.numpy())))[fresh.nonzero()[:, 0]]
-    i, s, size = where[chosen], share[chosen], h.abs().amax(0)[unit[chosen]]
+    i, s, size = where[chosen], share[chosen], h[:, unit[chosen]].abs().amax(0)
     length = t[i + 1] - t[i]
 
     mean = torch.lerp(state[i], state[i + 1], s[:, None])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from skipform.errors import SkipformError
 from skipform.measure.mesh import Mesh, box_mesh
-from skipform.measure.program import LARGEST, SMALLEST, TOLERANCE, UNIT, Program, points, rounding
+from skipform.measure.program import LARGEST, SMALLEST, TOLERANCE, UNIT, Program, checked_threads, points, rounding
 from skipform.theory.network import CanonicalNetwork
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class PlaneRegions:
 
 @torch.no_grad()
 def plane(
-    f: nn.Module | CanonicalNetwork,
+    f: nn.Module | CanonicalNetwork | Program,
     origin: Tensor,
     u: Tensor,
     v: Tensor,
@@ -139,13 +139,15 @@ def plane(
     *,
     memory: int = 4 << 30,
     limit: float = 2e10,
+    threads: int = 1,
     progress: Callable[[float], object] | None = None,
 ) -> PlaneRegions:
     """The exact regions of f on {origin + s u + t v : s in box[:2], t in box[2:]}.
 
-    origin, u, v: inputs of the net without a batch dimension; u and v may be dependent. f is a canonical network or a
-    torch module in eval mode, which is copied and promoted to float64. Counting streams blocks of cells through the
-    layers and stays within `memory` bytes; `progress`, if given, is called with the share of the box that is done.
+    origin, u, v: inputs of the net without a batch dimension; u and v may be dependent. f is a canonical network, a
+    Program or a torch module in eval mode, which is copied and promoted to float64. Counting streams blocks of cells
+    through the layers and stays within `memory` bytes; `progress`, if given, is called with the share of the box that
+    is done. The count does not depend on the number of `threads`.
 
     Every cut is checked: the areas of the cells add up to that of the box, V - E + C is unchanged, patterns are unique.
 
@@ -158,10 +160,11 @@ def plane(
         shapes = ", ".join(str(tuple(point.shape)) for point in (origin, u, v))
         raise SkipformError(f"plane: origin, u, v of shapes {shapes}; the same shape is accepted")
     box = _sides(box)
+    threads = checked_threads("plane", threads)
     program = Program.of(f, origin)
     slice_ = torch.stack([origin, u, v]).flatten(1)
     _check_limit(program, slice_, box, limit)
-    return PlaneRegions(_count(program, slice_, box, memory, progress), program, slice_, box, memory)
+    return PlaneRegions(_count(program, slice_, box, memory, threads, progress), program, slice_, box, memory)
 
 
 def _sides(box: Any) -> tuple[float, float, float, float]:
@@ -211,6 +214,7 @@ def _count(
     slice_: Tensor,
     box: tuple[float, float, float, float],
     memory: int,
+    threads: int,
     progress: Callable[[float], object] | None,
 ) -> int:
     """The number of activation regions on the box."""
@@ -229,9 +233,9 @@ def _count(
         if len(mesh.rows) > rows and len(mesh) > 1:
             meshes.extend(mesh.parts(rows))
         elif mesh.k < last:
-            meshes.append(cutting.cut(program, mesh, memory, masks=False))
+            meshes.append(cutting.cut(program, mesh, memory, masks=False, threads=threads))
         else:
-            total += cutting.count_cut(program, mesh)
+            total += cutting.count_cut(program, mesh, threads)
             if progress is not None:
                 done += float(faces.areas(mesh.cells, mesh.vertices.xy).sum()) / area
                 progress(min(done, 1.0))

@@ -26,17 +26,21 @@ n points, D columns of a state, d input features, m outputs.
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from skipform.errors import InternalError, SkipformError, first_line
+from skipform.measure.convolution import conv2d
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
 
@@ -47,6 +51,10 @@ UNIT = 2.0**-53
 TOLERANCE = 64.0
 SMALLEST, LARGEST = 2.0**-480, 2.0**480  # of an e; the square of one is still a normal number
 _PROBES = 8
+AFFINE = (  # operations of a rewritten module, with constant weights, that do not only move entries
+    *(F.linear, torch.matmul, torch.einsum, torch.add, torch.flatten),
+    *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+)
 
 
 @dataclass(frozen=True)
@@ -76,38 +84,43 @@ class Program:
     """The steps of a net; the last one has no units and gives y (n, m)."""
 
     steps: tuple[Step, ...]
-    in_features: int
+    input_shapes: tuple[tuple[int, ...], ...]  # those of one input that are accepted; all have as many entries
+
+    @property
+    def in_features(self) -> int:
+        return math.prod(self.input_shapes[0])
 
     @staticmethod
-    def of(f: nn.Module | CanonicalNetwork, x: Tensor, *, check: bool = True) -> "Program":
+    def of(f: "nn.Module | CanonicalNetwork | Program", x: Tensor, *, check: bool = True) -> "Program":
         """The program of a canonical network, or of a torch module in eval mode for inputs shaped like x.
 
-        The module is copied, moved to the CPU and rewritten in float64. Unless `check` is false, its rewritten form is
-        compared with it, and the program with that. Raises SkipformError if the module is in training mode, if x does
-        not fit, (the compiler's UnsupportedOperation) if it is not piecewise linear, InternalError if a check failed.
+        Every measure takes a program in place of the network: compile once, call often. A program itself is returned
+        as it is, and so is what `skipform.rewrite` returned, in float64. Any other module is copied, moved to the CPU
+        and rewritten in float64. Unless `check` is false, its rewritten form is compared with it, and the program with
+        that. Raises SkipformError if the module is in training mode, if x does not fit, (the compiler's
+        UnsupportedOperation) if it is not piecewise linear, InternalError if a check failed.
         """
+        if isinstance(f, Program):
+            _fits(x, f.input_shapes)
+            return f
         if isinstance(f, CanonicalNetwork):
-            accepted = {(f.in_features,), f.input_shape}
-            if tuple(x.shape) not in accepted:
-                raise SkipformError(
-                    f"measure: a point of shape {tuple(x.shape)}; {f.input_shape or (f.in_features,)} is accepted"
-                )
+            _fits(x, _shapes_of(f))
             return _of_canonical(in_float64(f), check)
         from skipform.compiler.capture import in_dtype_of  # the compiler is only needed for torch modules
         from skipform.compiler.rewrite import rewrite_in_float64
         from skipform.compiler.targets.keep_add import AddingEmitter
 
         module = on_cpu(f)
+        if is_rewritten(module):
+            (shape,) = (tuple(n.meta["val"].shape[1:]) for n in module.graph.nodes if n.op == "placeholder")
+            _fits(x, (shape,))
+            return _checked(module.double(), x.detach().cpu()[None].double(), check)
         if not any(weight.is_floating_point() for weight in (*module.parameters(), *module.buffers())):
             module = promoted(f)  # nothing says in which dtype forward makes its constants, and x is in float64
         (example,) = in_dtype_of(module, (x.detach().cpu()[None],))
         # Additions stay additions: written as a concatenation they would only make the state wider.
         graph = rewrite_in_float64(module, example, AddingEmitter, check=check)
-        _refuse_other_outputs(graph)
-        program = _of_graph(graph, example.double())
-        if check:
-            program.compare(graph, tuple(x.shape))
-        return program
+        return _checked(graph, example.double(), check)
 
     def compare(self, graph: "fx.GraphModule", shape: tuple[int, ...]) -> None:
         """Raise InternalError, naming the first ReLU that reads a wrong value, unless the program computes what the
@@ -158,6 +171,62 @@ class Program:
             value = torch.cat([value[:, : step.units].relu(), value[:, step.units :]], 1)
             tangent[:, : step.units] *= on.repeat_interleave(r, 0)
         return tangent.view(n, r, -1), TOLERANCE * UNIT * error
+
+
+def _fits(x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if tuple(x.shape) not in shapes:
+        raise SkipformError(f"measure: a point of shape {tuple(x.shape)}; {shapes[0]} is accepted")
+
+
+def _shapes_of(net: CanonicalNetwork) -> tuple[tuple[int, ...], ...]:
+    flat = (net.in_features,)
+    return (net.input_shape, flat) if net.input_shape else (flat,)
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether the module is what `skipform.rewrite` returned, of one input and with no operations but affine maps and
+    ReLUs: it need not be rewritten again."""
+    from torch import fx
+
+    from skipform.compiler.flatten import MOVES
+    from skipform.compiler.rewrite import InputShapes
+
+    if not isinstance(module, fx.GraphModule) or "original_operations" not in module.meta or module._forward_hooks:
+        return False
+    if not all(isinstance(hook, InputShapes) for hook in module._forward_pre_hooks.values()):
+        return False
+    affine = (*MOVES, *AFFINE, torch.relu)
+    nodes = [node for node in module.graph.nodes if node.op in ("placeholder", "call_function")]
+    return sum(node.op == "placeholder" for node in nodes) == 1 and all(
+        "batch_dim" in node.meta and (node.op == "placeholder" or node.target in affine) for node in nodes
+    )
+
+
+@contextmanager
+def mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """`map` on so many threads; the plain one for a single thread."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+def checked_device(where: str, device: torch.device | str | None) -> torch.device:
+    """The device, by default the CPU. Raises SkipformError unless float64 can be computed on it."""
+    try:
+        chosen = torch.device("cpu" if device is None else device)
+        torch.ones((), dtype=torch.float64, device=chosen).item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise SkipformError(f"{where}: device={device!r} ({first_line(error)}); cpu or cuda is accepted") from None
+    return chosen
+
+
+def checked_threads(where: str, threads: int) -> int:
+    """The number of threads. Raises SkipformError unless it is a whole number of at least 1."""
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise SkipformError(f"{where}: threads={threads!r}; a whole number of at least 1 is accepted")
+    return threads
 
 
 def points(where: str, **given: Any) -> list[Tensor]:
@@ -240,10 +309,10 @@ def _widened(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype.is_floating_point else dtype
 
 
-def promoted(module: nn.Module) -> nn.Module:
-    """A copy of the module in float64 on the CPU, with the constants that its forward makes. Raises SkipformError if it
-    is in training mode."""
-    module = on_cpu(module).double()
+def promoted(module: nn.Module, device: torch.device | str = "cpu") -> nn.Module:
+    """A copy of the module in float64 on the device, with the constants that its forward makes. Raises SkipformError if
+    it is in training mode."""
+    module = on_cpu(module).double().to(device)
     forward = module.forward
 
     @functools.wraps(forward)
@@ -334,7 +403,7 @@ def _of_canonical(net: CanonicalNetwork, check: bool) -> Program:
         last = k == net.depth
         steps.append(replace(step, units=0) if last else step)
         state = np.concatenate([np.arange(start - affine.out_features, start), state[carried]])
-    return Program(tuple(steps), net.in_features)
+    return Program(tuple(steps), _shapes_of(net))
 
 
 def _compare_step(step: Step, affine: Affine, state: np.ndarray, carried: np.ndarray, k: int) -> None:
@@ -365,6 +434,15 @@ def _refuse_other_outputs(graph: "fx.GraphModule") -> None:
         )
 
 
+def _checked(graph: "fx.GraphModule", example: Tensor, check: bool) -> Program:
+    """The program of a rewritten module, compared with it if `check` is true."""
+    _refuse_other_outputs(graph)
+    program = _of_graph(graph, example)
+    if check:
+        program.compare(graph, tuple(example.shape[1:]))
+    return program
+
+
 def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
     """The program of a rewritten module: its nodes in order, cut before every ReLU."""
     nodes = list(graph.graph.nodes)
@@ -372,7 +450,7 @@ def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
     last_use = {argument: i for i, node in enumerate(nodes) for argument in node.all_input_nodes}
     moving = {source}  # nodes whose value depends on the input
     constants: dict[fx.Node, Any] = {}
-    interpreter = torch.fx.Interpreter(graph)
+    interpreter = _interpreter(graph)
     interpreter.env = constants
     with torch.no_grad():
         for node in nodes:
@@ -398,7 +476,18 @@ def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
         steps.append(Step(segment, 0 if is_last else math.prod(state_shapes[0]), row.shape[1]))
         live, begin = [nodes[cut], *carried], cut + 1
         shapes = dict(zip(live, state_shapes, strict=True))
-    return Program(tuple(steps), example.numel())
+    return Program(tuple(steps), (tuple(example.shape[1:]),))
+
+
+def _interpreter(graph: "fx.GraphModule") -> "fx.Interpreter":
+    """An interpreter with the convolutions of convolution.py."""
+    from torch import fx
+
+    class Interpreter(fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return conv2d(*args, **kwargs) if target is F.conv2d else super().call_function(target, args, kwargs)
+
+    return Interpreter(graph)
 
 
 @dataclass(frozen=True)
@@ -419,9 +508,10 @@ class _Segment:
         for node, columns in zip(self.live, state.split(widths, 1), strict=True):
             value = columns.reshape(len(state), *self.shapes[node])
             env[node] = value.movedim(0, node.meta.get("batch_dim", 0))
-        self.interpreter.env = env
+        interpreter = copy.copy(self.interpreter)  # several threads may run the segments of a program
+        interpreter.env = env
         for node in self.body:
-            env[node] = self.interpreter.run_node(node)
+            env[node] = interpreter.run_node(node)
         return [env[node].movedim(node.meta.get("batch_dim", 0), 0) for node in self.leaving]
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # vmap has rules only fo
 from torch.utils import _pytree as pytree
 
 from skipform.errors import SkipformError
-from skipform.measure.program import SMALLEST, Program, in_float64, output, points, promoted
+from skipform.measure.program import SMALLEST, Program, checked_device, in_float64, output, points, promoted
 from skipform.measure.projection import Projection
 from skipform.theory.network import CanonicalNetwork
 
@@ -45,7 +45,7 @@ class Rank:
             raise SkipformError("rank: a Jacobian that is not finite; finite weights and values are accepted")
         # The singular values of a wide or tall matrix are those of its triangular factor, which is small.
         square = torch.linalg.qr(matrix if rows >= columns else matrix.T, mode="r").R
-        sigma = torch.linalg.svdvals(square).numpy()
+        sigma = torch.linalg.svdvals(square).cpu().numpy()
         largest = sigma[0] if len(sigma) else 0.0
         if 0 < largest < SMALLEST:
             raise SkipformError(
@@ -58,24 +58,27 @@ class Rank:
 
 
 @torch.inference_mode(False)  # in which there are no derivatives, and all would be zero
-def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
-    """The rank of dy/dx (m, d) at x, one input without a batch dimension, in float64.
+def jacobian_rank(
+    f: nn.Module | CanonicalNetwork | Program, x: Tensor, *, device: torch.device | str | None = None
+) -> Rank:
+    """The rank of dy/dx (m, d) at x, one input without a batch dimension, in float64, on the device (the CPU).
 
     Only as many rows of the Jacobian are computed at once as MEMORY has room for, by an estimate.
 
-    f is a canonical network or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU at zero is
-    off. Raises SkipformError for a module in training mode or with randomness in its forward, an input that does not
-    fit or is not of floating point, a Jacobian that is not finite, or one that needs more than MEMORY.
+    f is a canonical network, a Program or a torch module in eval mode. At a kink the derivative is autograd's: a ReLU
+    at zero is off. Raises SkipformError for a module in training mode or with randomness in its forward, an input that
+    does not fit or is not of floating point, a Jacobian that is not finite, or one that needs more than MEMORY.
     """
     if not torch.as_tensor(x).is_floating_point():
         raise SkipformError(f"jacobian_rank: x is {torch.as_tensor(x).dtype}; a floating-point input is accepted")
+    device = checked_device("jacobian_rank", device)
     (x,) = points("jacobian_rank", x=x)
-    if isinstance(f, CanonicalNetwork):
+    if isinstance(f, CanonicalNetwork | Program):
         program = Program.of(f, x)
         _check_memory("jacobian_rank", program.steps[-1].width, x.numel(), MEMORY)
         slopes, _ = program.slopes(x.reshape(1, -1), torch.eye(x.numel(), dtype=torch.float64))
-        return Rank.of(slopes[0].T)
-    module = promoted(f)
+        return Rank.of(slopes[0].T.to(device))
+    module, x = promoted(f, device), x.to(device)
     outputs = _outputs(module, x)
     _check_memory("jacobian_rank", outputs, x.numel(), MEMORY)
     rows_at_once = max(1, MEMORY // _bytes_of_pass(module, x))
@@ -88,24 +91,34 @@ def jacobian_rank(f: nn.Module | CanonicalNetwork, x: Tensor) -> Rank:
 
 
 @torch.inference_mode(False)
-def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: int = MEMORY) -> Rank:
-    """The rank of d(y_1, ..., y_n)/d theta (n m, P) over the batch x (n, ...), in float64.
+def functional_dimension(
+    f: nn.Module | CanonicalNetwork | Program,
+    x: Tensor,
+    *,
+    memory: int = MEMORY,
+    device: torch.device | str | None = None,
+) -> Rank:
+    """The rank of d(y_1, ..., y_n)/d theta (n m, P) over the batch x (n, ...), in float64, on the device (the CPU).
 
     The dimension of the set of functions near f, seen through the batch (Grigsby, Lindsey, Meyerhoff, Wu 2022,
     Functional dimension of feedforward ReLU neural networks); it grows with n up to that of f. theta: the parameters
     of a module that require a gradient; the stored entries and all biases of a canonical network. `memory` bounds, in
     bytes, the Jacobian together with its decomposition, and separately what is needed to compute it. A Jacobian that
-    needs more is computed a few rows at a time, each of which is projected to 4 n m numbers (see `Projection`).
+    needs more is computed a few rows at a time, each of which is projected to 4 n m numbers (see `Projection`). A canonical
+    network stays on the CPU.
 
     Raises SkipformError for a module in training mode, with randomness in its forward or without parameters, a batch
     that does not fit, a Jacobian that is not finite, or one that needs more than the memory even when it is projected.
     """
     x = torch.as_tensor(x)
     kind = x.dtype
+    device = checked_device("functional_dimension", device)
     (x,) = points("functional_dimension", x=x)
     x = x if kind.is_floating_point else x.to(kind)  # words
     if x.ndim < 1 or len(x) == 0:
         raise SkipformError(f"functional_dimension: x of shape {tuple(x.shape)}; a batch of at least 1 is accepted")
+    if isinstance(f, Program):
+        raise SkipformError("functional_dimension: a Program has no parameters; the network that it is of is accepted")
     if isinstance(f, CanonicalNetwork):
         accepted = {(f.in_features,), f.input_shape}
         if tuple(x.shape[1:]) not in accepted:
@@ -115,7 +128,7 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: 
             )
         module: nn.Module = _Canonical(in_float64(f)).eval()
     else:
-        module = promoted(f)
+        module, x = promoted(f, device), x.to(device)
     free = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     if not free:
         raise SkipformError(f"functional_dimension: {type(f).__name__} has no parameter that requires a gradient")

@@ -29,7 +29,7 @@ class Trajectory:
 
 
 @torch.no_grad()
-def trajectory_length(f: nn.Module | CanonicalNetwork, path: Tensor, *, exact: bool = False) -> Trajectory:
+def trajectory_length(f: nn.Module | CanonicalNetwork | Program, path: Tensor, *, exact: bool = False) -> Trajectory:
     """The length of the image under f of the polygon through path (n, ...), inputs of the net, in float64.
 
     The image of each segment is measured through its two ends, which is a lower bound that grows as the path is
@@ -48,7 +48,9 @@ def trajectory_length(f: nn.Module | CanonicalNetwork, path: Tensor, *, exact: b
         program = Program.of(f, path[0])
         segments = [_refined(program, flat[i : i + 2]) for i in range(len(flat) - 1)]
         return Trajectory(length, sum(_length(_values(program, refined)) for refined in segments))
-    if isinstance(f, CanonicalNetwork):
+    if isinstance(f, Program):
+        y = _values(Program.of(f, path[0]), flat)
+    elif isinstance(f, CanonicalNetwork):
         y = in_float64(f)(path)
     else:
         module = promoted(f)

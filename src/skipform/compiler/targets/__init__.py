@@ -4,6 +4,7 @@ rewritten(module, inputs, settings) -> fx.GraphModule        float64; `inputs` a
 
 grammar      affine maps, ReLU, concatenation and reshapes, strictly
 keep_add     the same, with additions left as they are (Proposition 1)
+fast         torch's own operations where they are fastest, batch norms folded: no grammar, but speed
 verifier     Conv, Gemm, Relu, Add, Concat along channels, Flatten, Reshape, for tools that read few operations
 perceptron   a chain Gemm, Relu, Gemm, ... without a skip (Definition 1)
 """
