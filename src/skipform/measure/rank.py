@@ -141,9 +141,7 @@ def functional_dimension(f: nn.Module | CanonicalNetwork, x: Tensor, *, memory: 
     return Rank.of(jacobian)
 
 
-def _projected(
-    value: Callable[[dict[str, Tensor], Tensor], Tensor], free: dict[str, Tensor], x: Tensor, outputs: int, at_once: int
-) -> Tensor:
+def _projected(value: Callable[..., Tensor], free: dict[str, Tensor], x: Tensor, outputs: int, at_once: int) -> Tensor:
     """The projection of d value / d free over the batch x to four times as many columns as rows, `at_once` rows (one
     at least) at a time."""
     columns = 4 * len(x) * outputs
@@ -151,10 +149,10 @@ def _projected(
     parts = []
     with sdpa_kernel(SDPBackend.MATH):
         for point in x:
-            _, pull_back = vjp(lambda parameters, point=point: value(parameters, point), free)
+            pull_back = vjp(partial(value, point=point), free)[1]
             for rows in torch.eye(outputs, dtype=torch.float64).split(max(1, at_once)):
                 (gradients,) = vmap(pull_back)(rows)
-                parts.append(sum(projections[name](g.flatten(1)) for name, g in gradients.items()))
+                parts.append(torch.stack([projections[name](g.flatten(1)) for name, g in gradients.items()]).sum(0))
     return torch.cat(parts)
 
 

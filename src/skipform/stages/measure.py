@@ -1,4 +1,4 @@
-"""Measure the nets of one experiment, before and after training: regions between test inputs, ranks, lengths, bounds."""
+"""Measure the nets of one experiment, before and after training: regions between test inputs, bounds, ranks."""
 
 import math
 import os
