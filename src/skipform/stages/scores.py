@@ -20,7 +20,12 @@ from skipform.files import fields, json_value, read_json, read_text, write_text
 
 KINDS = ("survey", "claims")
 RECORD = {"config": dict, "metrics": dict, "history": dict}
-MEASURED = ("line_regions", "line_pieces", "feature_rank")  # of the trained nets, over seeds and segments
+MEASURED = (
+    "line_regions",
+    "line_pieces",
+    "jacobian_rank",
+    "feature_rank",
+)  # of the trained nets, over seeds and segments
 CURVES = ("train_loss", "test_loss")  # and the score that the task shows
 
 Record = dict[str, Any]
