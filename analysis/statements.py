@@ -95,6 +95,7 @@ frame.write_numbers(
         "layers": len(constructors),
         "errata": len(errata),
         "proved_maxima": proved_for,
+        "maxima": maxima.to_dict("records"),
         "window_of_nine": {
             "tree": {key: int(window.loc["MaxPooling2D", key]) for key in ("depth", "relu_count")},
             "shallow": {key: int(window.loc["MaxPooling2D, shallow", key]) for key in ("depth", "relu_count")},
