@@ -1,24 +1,29 @@
 # %% [markdown]
 # # Regions and ranks
 #
-# A net of affine maps and ReLUs is piecewise affine. Three of its numbers are measured on real test images in float64,
+# A net of affine maps and ReLUs is piecewise affine. Three of its numbers are measured on real test inputs in float64,
 # **before training** (hollow marks) **and after** (filled marks):
 #
-# - **activation regions** on a segment between two images: the pages on which no ReLU changes its state;
-# - **affine pieces** on the same segment: the pages on which the function itself is one affine map. Neighbouring
+# - **activation regions** on a segment between two inputs: the parts on which no ReLU changes its state;
+# - **affine pieces** on the same segment: the parts on which the function itself is one affine map. Neighbouring
 #   regions may have the same map, so there are never more pieces than regions, and the two are different numbers;
 # - **rank** of the Jacobian of the features, the input of the last linear layer: in how many directions they can move
 #   when the image does.
 #
 # Regions and pieces are exact; a rank counts singular values, and the gap below the last one counted is recorded. A
-# mark is the median over seeds and segments, the bar runs from the minimum to the maximum, and a tick marks the number
-# of features. A fourth number, the **functional dimension** over a batch of images (in how many directions the scores
-# can move when the weights do), is listed in the table at the end.
+# mark is the median over seeds and segments, the bar runs from the minimum to the maximum, and a tick marks the largest
+# rank possible. A net that is not piecewise linear has no regions; the operation that makes it so is named instead.
+# Nets on texts are measured as functions of the embeddings of eight tokens, nets for masks and boxes on a stated share
+# of one segment, and their ranks along at most 256 directions. A fourth number, the **functional dimension** over a
+# batch of inputs (in how many directions the scores can move when the weights do), is listed in the table at the end.
 
 # %%
 import frame
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import style
+from matplotlib.ticker import MaxNLocator
 
 style.use()
 table = frame.measures()
@@ -28,7 +33,7 @@ table.head(3)
 MEASURES = {  # column -> title, and the column of its upper bound
     "line_regions": ("activation regions\non a segment", None),
     "line_pieces": ("affine pieces\non a segment", None),
-    "feature_rank": ("rank of the Jacobian\nof the features", "feature_dim"),
+    "feature_rank": ("rank of the Jacobian\nof the features", "feature_most"),
 }
 
 
@@ -45,34 +50,126 @@ runs = frame.records()
 names = frame.names()
 variants = {net: list(group["variant"].unique()) for net, group in runs.groupby("net", sort=False)}
 CLAIMS = ("pooled", "activation_blocks")  # what these two compare is measured in the notebook claims
-shown = set(table["net"]) - set(CLAIMS)
-rows = {f"{names[net]}, {v}": part for net in variants if net in shown for v, part in by_variant(net).items()}
+measured = [net for net in variants if net in set(table["net"])]
+rows = {f"{names[net]}, {v}": part for net in measured if net not in CLAIMS for v, part in by_variant(net).items()}
+reasons = {label: part["line_operation"].dropna().iloc[0] for label, part in rows.items()
+           if part["line_operation"].notna().any()}  # fmt: skip
 ROWS = 18  # per page
 pages = [dict(list(rows.items())[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
 for k, page in enumerate(pages, 1):
-    style.before_after(page, MEASURES, f"fig_expressiveness_{k}")
+    style.before_after(page, MEASURES, f"fig_expressiveness_{k}", reasons)
+
+# %% [markdown]
+# ## Layer by layer
+#
+# The rank of the Jacobian of every representation of the trained net, divided by the largest that its size, that of the
+# input and the number of directions allow; medians over seeds and segments. A line is a variant.
+
+
+# %%
+def by_layer(part: pd.DataFrame) -> list[float]:
+    """The median share of the rank of every layer of the trained nets of one variant, from input to output."""
+    trained = part[part["when"] == "final"]
+    shares = [
+        [layer["rank"] / min(layer["dim"], directions) for layer in layers]
+        for layers, directions in zip(trained["layers"], trained["directions"], strict=True)
+    ]
+    return list(pd.DataFrame(shares).median())
+
+
+layered = {
+    net: {v: by_layer(part) for v, part in by_variant(net).items() if len(part["layers"].dropna()) == len(part)}
+    for net in measured
+}
+layered = {net: {v: shares for v, shares in lines.items() if shares} for net, lines in layered.items()}
+layered = {net: lines for net, lines in layered.items() if lines}
+if layered:
+    COLUMNS = 4
+    height = -(-len(layered) // COLUMNS)
+    figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 1.25 * height + 0.4), sharey=True, squeeze=False)
+    for axes in grid.flat[len(layered) :]:
+        axes.set_visible(False)
+    for axes, (net, lines) in zip(grid.flat, layered.items(), strict=False):
+        for (_, shares), mark in zip(lines.items(), style.marks(lines).values(), strict=True):
+            axes.plot(range(1, len(shares) + 1), shares, color=mark.color, linestyle=mark.linestyle,
+                      marker=mark.marker if len(shares) < 12 else "", markersize=3)  # fmt: skip
+        axes.set_title(names[net], fontsize=8.5)
+        axes.set_ylim(0, 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.supxlabel("layer", fontsize=8.5)
+    figure.supylabel("rank / largest possible", fontsize=8.5)
+    style.save(figure, "fig_layers")
+
+# %% [markdown]
+# ## What was not measured
+
+# %%
+unmeasured = table[table["line_reason"].notna()].drop_duplicates(["net", "variant"])
+unmeasured = unmeasured.groupby(["net", "line_operation"], sort=False)["variant"].agg(list).reset_index()
+unmeasured["variants"] = [
+    "all" if set(found) == set(variants[net]) else ", ".join(found)
+    for net, found in zip(unmeasured["net"], unmeasured["variant"], strict=True)
+]
+unmeasured = unmeasured.assign(label=unmeasured["net"].map(names))[["label", "variants", "line_operation"]]
+frame.write_table(unmeasured, "table_unmeasured")
+unmeasured
 
 # %% [markdown]
 # ## All numbers
 
 # %%
 keys = ["net", "variant", "when"]
-columns = [*MEASURES, "functional_dimension", "jacobian_rank"]
+columns = [*MEASURES, "functional_dimension", "jacobian_rank", "growth"]
 everything = pd.concat([frame.spread(table, keys, column).assign(measure=column) for column in columns])
 everything = everything[[*keys, "measure", "median", "low", "high", "n"]]
 frame.write_table(everything, "table_expressiveness")
+
+# %% [markdown]
+# ## Trajectories and bounds
+#
+# Does a net without its skips lengthen a segment more? And how far below the known upper bound of the number of
+# regions do the counts lie?
+
+# %%
+WITHOUT = ("none", "plain", "no_skips", "no-laterals", "affine")  # variants without any of the net's skips
+growths = everything[everything["measure"] == "growth"].dropna(subset="median")
+bare = growths[growths["variant"].isin(WITHOUT) & (growths["variant"] != "affine")]
+longer = {when: {"more": 0, "nets": 0} for when in style.MOMENTS}
+for row in bare.itertuples():
+    others = growths[(growths["net"] == row.net) & (growths["when"] == row.when)]
+    full = others[~others["variant"].isin(WITHOUT)]["median"]
+    if len(full):
+        longer[row.when]["nets"] += 1
+        longer[row.when]["more"] += int(row.median > full.max())
+bounded = table.dropna(subset=["line_bound", "line_regions"])
+slack = bounded["line_bound"].astype(float) - np.log10(bounded["line_regions"].astype(float))
 gaps = pd.to_numeric(table["feature_rank_gap"]).dropna()  # missing where no singular value lies below the rank
+poolings = frame.poolings()
+classifiers = table[table["line_share"].fillna(1.0) == 1.0]
 frame.write_numbers(
     {
         "figures": len(pages),
+        "nets": len(measured),
+        "layers": len(layered),
+        "unmeasured": len(unmeasured),
         "segments": int(table["slice"].nunique()),
         "scores_rank": [int(table["jacobian_rank"].min()), int(table["jacobian_rank"].max())],
-        "classes": int(table["output_dim"].max()),
+        "classes": int(classifiers["output_dim"].max()),
         "more_regions_than_pieces": int((table["line_regions"] > table["line_pieces"]).sum()),
         "measurements": int(table["line_regions"].notna().sum()),
         "batch": int(table["batch"].max()),
         "full_dimension": int((table["functional_dimension"] == table["functional_dimension_most"]).sum()),
+        "dimensions": int(table["functional_dimension"].notna().sum()),
         "least_gap": float(f"{gaps.min():.3g}") if len(gaps) else None,
+        "longer": longer,
+        "slack": [round(float(slack.min()), 1), round(float(slack.max()), 1)] if len(slack) else None,
+        "bounded": len(slack),
+        "beyond_bound": int((slack < -1e-9).sum()),  # log10 is rounded
+        "poolings": {
+            "layers": len(poolings),
+            "windows": int(poolings["windows"].sum()) if len(poolings) else 0,
+            "proved": int((poolings["proved"] == True).sum()) if len(poolings) else 0,  # noqa: E712 (null is possible)
+        },
     },
     "expressiveness",
 )

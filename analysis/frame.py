@@ -31,10 +31,13 @@ def names() -> dict[str, str]:
     return {net: entry["name"] for net, entry in published().items()}
 
 
-def theorems() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The results of `skipform verify`: one row per statement of the paper, and one per layer built from ReLUs."""
+def theorems() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The results of `skipform verify`: one row per statement of the paper, one per layer built from ReLUs, and one per
+    depth from 2 to 5: of how many numbers it takes the maximum."""
     results = json.loads((ROOT / "measures" / "theorems.json").read_text())
-    return pd.DataFrame(results["statements"]), pd.DataFrame(results["constructors"])
+    columns = ["layers", "tree", "published", "ours", "relus"]
+    maxima = pd.DataFrame(results.get("maxima", ()), columns=columns)
+    return pd.DataFrame(results["statements"]), pd.DataFrame(results["constructors"]), maxima
 
 
 def grammar() -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -116,17 +119,41 @@ def examples(net: str) -> dict[str, dict[str, Any]]:
     return variants
 
 
+MEASURED = ("line_reason", "line_share", "line_bound", "growth", "layers", "directions", "feature_most")
+
+
 def measures() -> pd.DataFrame:
-    """One row per network, moment (before or after training) and slice: regions on a segment, Jacobian ranks."""
+    """One row per network, moment (before or after training) and slice: regions on a segment, Jacobian ranks.
+
+    line_operation: the operation for which a net has no regions. feature_most: the largest possible rank. What an
+    earlier version did not measure is missing (NaN)."""
     rows = []
-    for path in [ROOT / "measures" / "survey" / f"{net}.json" for net in names()]:
-        if not path.is_file():
-            continue
-        results = json.loads(path.read_text())
+    for results in _survey():
         rows += [row | {"net": results["net"], "batch": results["batch"]} for row in results["rows"]]
-    return pd.DataFrame(
-        rows
-    )  # one table of all rows, so that a missing value (null) becomes NaN in a column of numbers
+    # One table of all rows, so that a missing value (null) becomes NaN in a column of numbers.
+    table = pd.DataFrame(rows)
+    table = table.reindex(columns=[*table.columns, *(name for name in MEASURED if name not in table)])
+    table["line_operation"] = [
+        OPERATIONS.get(text.split()[0], text.split()[0].replace("_", " ")) if isinstance(text, str) else None
+        for text in table["line_reason"]
+    ]
+    return table.assign(feature_most=table["feature_most"].fillna(table["feature_dim"]))
+
+
+OPERATIONS = {"scaled_dot_product_attention": "attention", "sigmoid": "a gate (sigmoid)"}
+
+
+def poolings() -> pd.DataFrame:
+    """One row per max pooling of a trained net: whether its ReLU form is proved to be equal."""
+    columns = ["net", "variant", "layer", "windows", "different", "proved"]
+    rows = [row | {"net": results["net"]} for results in _survey() for row in results.get("poolings", ())]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _survey() -> list[dict[str, Any]]:
+    """What `skipform measure` wrote of each net, in the order of the survey."""
+    paths = [ROOT / "measures" / "survey" / f"{net}.json" for net in names()]
+    return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
 
 def claim(name: str) -> pd.DataFrame:

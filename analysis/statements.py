@@ -17,7 +17,7 @@ import re
 import frame
 import pandas as pd
 
-statements, constructors = frame.theorems()
+statements, constructors, maxima = frame.theorems()
 
 # %% [markdown]
 # ## The table
@@ -72,7 +72,16 @@ layers = constructors.drop(columns="activations").assign(
 frame.write_table(layers, "table_layers")
 layers
 
+# %% [markdown]
+# ## Maxima in few layers
+
 # %%
+frame.write_table(maxima, "table_maxima")
+maxima
+
+# %%
+errata = {text.split(":")[0] for text in statements["erratum"].dropna()}
+proved_for = sorted({n for numbers in statements.get("proved_for", []) for n in numbers})
 window = constructors[constructors["instance"].str.startswith("window 3, stride 2")].set_index("name")
 exact, proved = (statements[column].astype("boolean") for column in ("exact", "proved"))
 frame.write_numbers(
@@ -84,6 +93,9 @@ frame.write_numbers(
         "instances": int(statements["instances"].sum()),
         "largest_error": float(f"{statements['max_error'].max():.3g}"),
         "layers": len(constructors),
+        "errata": len(errata),
+        "proved_maxima": proved_for,
+        "maxima": maxima.to_dict("records"),
         "window_of_nine": {
             "tree": {key: int(window.loc["MaxPooling2D", key]) for key in ("depth", "relu_count")},
             "shallow": {key: int(window.loc["MaxPooling2D, shallow", key]) for key in ("depth", "relu_count")},

@@ -110,12 +110,17 @@ def save(figure: Figure, name: str) -> None:
 MOMENTS = {"initial": ("before", "white", -0.17, GREY), "final": ("after", INK, 0.17, INK)}
 
 
-def before_after(rows: dict[str, pd.DataFrame], panels: dict[str, tuple[str, str | None]], name: str) -> None:
+def before_after(
+    rows: dict[str, pd.DataFrame],
+    panels: dict[str, tuple[str, str | None]],
+    name: str,
+    reasons: dict[str, str] | None = None,
+) -> None:
     """Save a figure with one row per entry of `rows` (label -> measurements) and one panel per entry of `panels`.
 
     A mark is the median, the line through it the range; before and after training are drawn side by side.
     panels: column -> (title, the column that holds its upper bound). A bound is drawn as a vertical tick; a panel
-    without one (None) has a logarithmic axis.
+    without one (None) has a logarithmic axis. reasons: label -> why its first panel is empty, written there.
     """
     figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, 0.36 * len(rows) + 0.75), sharey=True)
     tables = pd.concat(rows.values())
@@ -140,14 +145,25 @@ def before_after(rows: dict[str, pd.DataFrame], panels: dict[str, tuple[str, str
     # Logarithmic axes share their limits, so that regions and pieces can be compared between panels.
     ends = tables[[column for column, (_, bound) in panels.items() if not bound]].stack()
     for axes, (_, bound) in zip(grid, panels.values(), strict=True):
-        if not bound:
+        if not bound and ends.empty:
+            axes.set_xticks([])
+        elif not bound:
             axes.set(xscale="log", xlim=(ends.min() / 1.3, ends.max() * 1.3))
             plain_log(axes.xaxis)
-    first, column = next(iter(rows.values())), next(iter(panels))
-    for when, (word, _, shift, ink) in MOMENTS.items():
-        end = first.loc[first["when"] == when, column].max()
-        grid[0].annotate(word, (end, shift), xytext=(5, 0), textcoords="offset points", fontsize=7.5, color=ink,
+    for y, label in enumerate(rows):
+        if reasons and label in reasons:
+            grid[0].text(0.02, y, reasons[label], transform=grid[0].get_yaxis_transform(), fontsize=7.5, color=GREY,
                          va="center", style="italic")  # fmt: skip
+    # The words stand at the first marks that there are, as a rule those of the first row in the first panel.
+    y, axes, marked = next(
+        (y, axes, table.set_index("when")[column])
+        for y, table in enumerate(rows.values())
+        for axes, column in zip(grid, panels, strict=True)
+        if table[column].notna().any()
+    )
+    for when, (word, _, shift, ink) in MOMENTS.items():
+        axes.annotate(word, (marked[[when]].max(), y + shift), xytext=(5, 0), textcoords="offset points", fontsize=7.5,
+                      color=ink, va="center", style="italic")  # fmt: skip
     grid[0].set_yticks(range(len(rows)), list(rows))
     grid[0].set_ylim(len(rows) - 0.5, -0.5)
     save(figure, name)

@@ -35,6 +35,7 @@ from skipform.errors import SkipformError
 from skipform.runs import FILES, Run, finished
 from skipform.stages import cli, fit
 from skipform.stages.measure import measure_slices
+from skipform.stages.subjects import Subject
 from skipform.tasks import Optimizer
 from skipform.tasks.classify import Classify
 from skipform.training import plan, run, tracking
@@ -678,7 +679,9 @@ def test_a_net_with_gates_is_measured_without_regions_and_the_others_with():
     torch.manual_seed(0)
     images, arguments = torch.rand(2, 1, 8, 8, dtype=torch.float64), {"in_channels": 1, "depth": 8, "width": 8}
     for kind, regions in (("exclusive", False), ("identity", True)):
-        (row,) = measure_slices(nets.build("shortcuts", kind=kind, **arguments).double().eval(), images, slices=1)
+        net = nets.build("shortcuts", kind=kind, **arguments).double().eval()
+        (row,) = measure_slices(Subject(net, images, classifier=True), slices=1)
+        assert (row["line_reason"] is None) == regions
         assert [row[key] is not None for key in ("line_regions", "line_pieces")] == [regions] * 2
         assert 0 < row["jacobian_rank"] <= row["output_dim"] == 10
         assert 0 < row["feature_rank"] <= row["feature_dim"] == 32

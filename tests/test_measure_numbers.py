@@ -1,4 +1,4 @@
-"""Ranks, trajectory length, capacity and bounds, against closed forms."""
+"""Ranks, trajectory length and bounds, against closed forms."""
 
 import math
 import subprocess
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from skipform.errors import SkipformError
 from skipform.measure import (
     bounds,
-    capacity,
-    fitting_error,
     functional_dimension,
     jacobian_rank,
     line,
@@ -118,32 +116,6 @@ def test_trajectory_of_an_isometry_keeps_its_length_and_of_a_zigzag_is_stretched
     assert trajectory_length(fold, ends, exact=True).output == 2
 
 
-def test_a_net_memorises_what_it_has_room_for() -> None:
-    # One affine map of d inputs into two classes can label any d + 1 points in general position (Cover 1965).
-    result = capacity(
-        lambda: nn.Linear(6, 2), (6,), classes=2, generator=torch.Generator().manual_seed(0), largest=64, steps=400
-    )
-    assert 7 <= result.memorised < 32
-    assert result.missed is not None
-    assert result.missed > result.memorised
-    again = capacity(
-        lambda: nn.Linear(6, 2), (6,), classes=2, generator=torch.Generator().manual_seed(0), largest=64, steps=400
-    )
-    assert again == result
-
-
-def test_a_student_fits_a_teacher_that_it_contains() -> None:
-    teacher = seeded(0, 3, 2, 1)
-    error = [
-        fitting_error(
-            lambda width=width: seeded(1, 3, width, 1), teacher, (3,),
-            generator=torch.Generator().manual_seed(0), points=256, steps=400,
-        )
-        for width in (1, 16)
-    ]  # fmt: skip
-    assert error[1] < 0.02 < error[0]
-
-
 def folded(*widths: int) -> CanonicalNetwork:
     """Montufar's construction on [0, 1]: every layer but the last folds it onto itself, layer k widths[k] times; the
     last cuts what is left at widths[-1] places."""
@@ -185,7 +157,6 @@ def test_what_has_no_rank_is_refused_in_one_line() -> None:
         lambda: functional_dimension(net, torch.zeros(1, 2, dtype=torch.float64).expand(100_000_000, 2)),
         lambda: trajectory_length(net, torch.zeros(1, 2)),
         lambda: bounds([3], 0),
-        lambda: capacity(lambda: nn.Linear(2, 3), (2,), classes=2, generator=torch.Generator()),
     ]
     for refused in refusals:
         with pytest.raises(SkipformError) as caught:

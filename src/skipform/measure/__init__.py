@@ -1,9 +1,8 @@
 """Expressive power as numbers: (network, domain, generator) in, a frozen record out; pure, float64, on the CPU."""
 
-# Not lazily: line, plane, bounds and capacity carry the name of their own file, and loading a file later would bind
+# Not lazily: line, plane and bounds carry the name of their own file, and loading a file later would bind
 # the module over the function. None of these files imports numba; plane does when it is called.
 from skipform.measure.bounds import Bounds, bounds
-from skipform.measure.capacity import Capacity, capacity, fitting_error
 from skipform.measure.line import LineRegions, line
 from skipform.measure.output_range import OutputRange, output_range
 from skipform.measure.plane import PlaneRegions, plane
@@ -13,7 +12,6 @@ from skipform.measure.trajectory import Trajectory, trajectory_length
 
 __all__ = [
     "Bounds",
-    "Capacity",
     "LineRegions",
     "OutputRange",
     "PlaneRegions",
@@ -21,8 +19,6 @@ __all__ = [
     "Rank",
     "Trajectory",
     "bounds",
-    "capacity",
-    "fitting_error",
     "functional_dimension",
     "jacobian_rank",
     "line",

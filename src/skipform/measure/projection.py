@@ -28,11 +28,11 @@ class Projection:
     def __call__(self, rows: Tensor) -> Tensor:
         """(n, d) -> (n, k)."""
         generator = torch.Generator().manual_seed(self.seed)
-        out = torch.zeros(len(rows), self.k, dtype=rows.dtype)
+        out = rows.new_zeros(len(rows), self.k)
         for _ in range(COPIES):
             place = torch.randint(self.k, (self.d,), generator=generator)
-            factor = torch.randn(self.d, generator=generator, dtype=torch.float64).to(rows.dtype)
-            out.index_add_(1, place, rows * factor)
+            factor = torch.randn(self.d, generator=generator, dtype=torch.float64).to(rows)  # drawn on the CPU everywhere
+            out.index_add_(1, place.to(rows.device), rows * factor)
         return out
 
 

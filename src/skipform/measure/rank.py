@@ -104,8 +104,8 @@ def functional_dimension(
     Functional dimension of feedforward ReLU neural networks); it grows with n up to that of f. theta: the parameters
     of a module that require a gradient; the stored entries and all biases of a canonical network. `memory` bounds, in
     bytes, the Jacobian together with its decomposition, and separately what is needed to compute it. A Jacobian that
-    needs more is computed a few rows at a time, each of which is projected to 4 n m numbers (see `Projection`). A canonical
-    network stays on the CPU.
+    needs more is computed a few rows at a time, each of which is projected to 4 n m numbers (see `Projection`). A
+    canonical network stays on the CPU.
 
     Raises SkipformError for a module in training mode, with randomness in its forward or without parameters, a batch
     that does not fit, a Jacobian that is not finite, or one that needs more than the memory even when it is projected.
@@ -154,9 +154,7 @@ def functional_dimension(
     return Rank.of(jacobian)
 
 
-def _projected(
-    value: Callable[[dict[str, Tensor], Tensor], Tensor], free: dict[str, Tensor], x: Tensor, outputs: int, at_once: int
-) -> Tensor:
+def _projected(value: Callable[..., Tensor], free: dict[str, Tensor], x: Tensor, outputs: int, at_once: int) -> Tensor:
     """The projection of d value / d free over the batch x to four times as many columns as rows, `at_once` rows (one
     at least) at a time."""
     columns = 4 * len(x) * outputs
@@ -164,10 +162,10 @@ def _projected(
     parts = []
     with sdpa_kernel(SDPBackend.MATH):
         for point in x:
-            _, pull_back = vjp(lambda parameters, point=point: value(parameters, point), free)
-            for rows in torch.eye(outputs, dtype=torch.float64).split(max(1, at_once)):
+            pull_back = vjp(partial(value, point=point), free)[1]
+            for rows in torch.eye(outputs, dtype=torch.float64, device=x.device).split(max(1, at_once)):
                 (gradients,) = vmap(pull_back)(rows)
-                parts.append(sum(projections[name](g.flatten(1)) for name, g in gradients.items()))
+                parts.append(torch.stack([projections[name](g.flatten(1)) for name, g in gradients.items()]).sum(0))
     return torch.cat(parts)
 
 

@@ -1,4 +1,4 @@
-"""Measure the nets of one experiment, before and after training: regions between test inputs, ranks, lengths, bounds."""
+"""Measure the nets of one experiment, before and after training: regions between test inputs, bounds, ranks."""
 
 import math
 import os
@@ -220,4 +220,5 @@ def by_layer(measured: Subject, x: Tensor, passes: float) -> dict[str, Any]:
         "feature_rank": inner.rank,
         "feature_rank_gap": finite(inner.gap),
         "feature_dim": inner.shape[0],
+        "feature_most": min(inner.shape),
     }

@@ -20,7 +20,8 @@ from skipform.files import fields, read_json, write_text
 from skipform.records import Record, read
 
 KINDS = ("survey", "claims")
-MEASURED = ("line_regions", "line_pieces", "feature_rank")  # of the trained nets, over seeds and segments
+# of the trained nets, over seeds and segments
+MEASURED = ("line_regions", "line_pieces", "jacobian_rank", "feature_rank")
 CURVES = ("train_loss", "test_loss")  # and the score that the task shows
 
 

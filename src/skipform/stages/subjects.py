@@ -40,7 +40,6 @@ class Subject:
 
     net: nn.Module
     inputs: Tensor
-    of: Literal["pixels", "embeddings"]
     classifier: bool = False
 
     def layers(self) -> list[str]:
@@ -63,12 +62,12 @@ def subject(run: Run, moment: Literal["initial", "final"], count: int) -> Subjec
     """The net of a run before or after training, with its first `count` test inputs; of a classifier with all."""
     net, task = run.net(moment), run.config["task"]["name"]
     if task == "classify":
-        return Subject(net, run.test_images(), "pixels", classifier=True)
+        return Subject(net, run.test_images(), classifier=True)
     examples = _examples(run.data().val_dataloader()[-1])
     if task in ("segment", "detect"):
         images = [_unpadded(*example) for example in islice(examples, count)]
         side = side_within(net, min(SIDE, *(size for image in images for size in image.shape[-2:])))
-        return Subject(on_pixels(net), torch.stack([_centre(image, side) for image in images]).double(), "pixels")
+        return Subject(on_pixels(net), torch.stack([_centre(image, side) for image in images]).double())
     sides = 2 if task == "translate" else 1
     pairs = ([side[:TOKENS] for side in example[:sides]] for example in examples)
     texts = list(islice((pair for pair in pairs if all(_is_whole(net, side) for side in pair)), count))
@@ -146,7 +145,7 @@ def on_embeddings(net: nn.Module, texts: list[list[Tensor]]) -> Subject:
     tables = tables if len(tables) > 1 else tables * len(texts[0])
     vectors = [torch.cat([table(side) for table, side in zip(tables, sides, strict=True)]) for sides in texts]
     lengths = [len(side) for side in texts[0]]
-    return Subject(OnEmbeddings(net, lengths).eval(), torch.stack(vectors).double(), "embeddings")
+    return Subject(OnEmbeddings(net, lengths).eval(), torch.stack(vectors).double())
 
 
 def side_within(net: nn.Module, most: int) -> int:

@@ -1,5 +1,6 @@
 """skipform verify: every statement of the paper, checked in float64, in fractions and by proof (`theory.check`)."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,22 @@ import numpy as np
 from tqdm import tqdm
 
 from skipform.arguments import Count, Seed
-from skipform.files import write_json
+from skipform.files import write_json, write_text
 from skipform.outputs import check_file
+from skipform.theory.certificates import LARGEST, certificate, maxima
 from skipform.theory.check import Check
 from skipform.theory.keras_layers import constructors
 from skipform.theory.statements import STATEMENTS, Statement
 
 
-def main(*, out: Path | None = None, all: bool = False, instances: Count = 20, seed: Seed = 0) -> int:
+def main(
+    *,
+    out: Path | None = None,
+    all: bool = False,
+    instances: Count = 20,
+    seed: Seed = 0,
+    certificates: Path | None = None,
+) -> int:
     """Check every statement of the paper and print one row per statement; exit 1 if one fails.
 
     Args:
@@ -22,7 +31,10 @@ def main(*, out: Path | None = None, all: bool = False, instances: Count = 20, s
         all: also run the proofs and instances that take longer.
         instances: random instances of each statement, where there is a choice.
         seed: the seed of the random instances.
+        certificates: only write the certificates of the shallow maxima into this folder (theory/certificates.py).
     """
+    if certificates is not None:
+        return write_certificates(certificates)
     if out is not None:
         check_file(out, suffixes=[".json"])
     print(f"{'item':<14}{'statement':<52}{'instances':>10}{'max error':>11}  {'exact':<6}{'proved':<7}")
@@ -32,8 +44,15 @@ def main(*, out: Path | None = None, all: bool = False, instances: Count = 20, s
         rows.append(_record(statement, check))
         tqdm.write(_line(statement, check))
     if out is not None:
-        write_json(out, {"statements": rows, "constructors": constructors()})
+        write_json(out, {"statements": rows, "constructors": constructors(), "maxima": maxima()})
     return 1 if any(not row["holds"] for row in rows) else 0
+
+
+def write_certificates(folder: Path) -> int:
+    """Write FOLDER/max5.json, max12.json, ...; `python FOLDER/check.py FOLDER/*.json` proves them."""
+    for n in LARGEST:
+        write_text(folder / f"max{n}.json", json.dumps(certificate(n), separators=(",", ":")) + "\n")
+    return 0
 
 
 def _record(statement: Statement, check: Check) -> dict[str, Any]:
@@ -47,6 +66,7 @@ def _record(statement: Statement, check: Check) -> dict[str, Any]:
         "proved": check.proved,
         "holds": check.holds,
         "erratum": statement.erratum,
+        "proved_for": sorted(set(check.proved_for)),
     }
 
 

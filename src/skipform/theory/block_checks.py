@@ -32,6 +32,24 @@ def single_activations_suffice_for_addition(check: Check) -> None:
     _converter_keeps_the_function(check, to_single_addition, "add", lengths=(1, 2, 3, 4), count=2)
 
 
+def activations_may_differ(check: Check) -> None:
+    """Theorem 3 with two activations: both conversions keep the function if the layers have f and g in turn.
+
+    Proved for all f and g, and compared in fractions with f = relu, g(t) = t^2.
+    """
+    activations = (lambda t: np.where(t <= 0, t * 0, t), np.square)
+    for convert, merge in ((blocks.to_concatenation, "add"), (blocks.to_addition, "concat")):
+        for _ in range(max(1, check.repetitions // 4)):
+            net = _block_net(check.weights, merge, 2, count=3, width=3)
+            x = check.rationals(8, 2)
+            first, second = (one(x, proofs.in_turn(activations)) for one in (net, convert(net)))
+            check.exactly_equal(second, first)
+            check.instances += 1
+        for length in (1, 2):
+            symbolic = _block_net(proofs.symbols, merge, length, count=2, width=2)
+            check.proof(proofs.same_net(symbolic, convert(symbolic), functions=2))
+
+
 def blocks_have_a_canonical_form(check: Check) -> None:
     for merge in ("concat", "add"):
         for activations in (1, 2, 3, 4):

@@ -7,7 +7,7 @@ proved   no real input is an exception: z3 over the reals, sympy for polynomial 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -36,6 +36,7 @@ class Check:
     proved: bool | None = None
     within_bounds: bool = True
     requirements_met: bool = True
+    proved_for: list[int] = field(default_factory=list)  # the n of maxima of n numbers for which it is proved
 
     @property
     def holds(self) -> bool:
@@ -46,9 +47,11 @@ class Check:
         """Something that must hold besides equality: a depth, a count, an inequality."""
         self.requirements_met = self.requirements_met and condition
 
-    def proof(self, succeeded: bool) -> None:
-        """Record the outcome of a proof."""
+    def proof(self, succeeded: bool, n: int | None = None) -> None:
+        """Record the outcome of a proof; n: of what maximum, where it is of one."""
         self.proved = succeeded and self.proved is not False
+        if succeeded and n is not None:
+            self.proved_for.append(n)
 
     def exactly_equal(self, got: np.ndarray, wanted: np.ndarray) -> None:
         """Two arrays of Fractions must be equal."""

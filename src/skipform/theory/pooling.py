@@ -64,7 +64,8 @@ def shallow_maximum(n: int, *, exact: bool = False) -> CanonicalNetwork:
     Where the tree would be deeper, five groups are combined by the identity proved at `_five_part_sum`, with 7 ReLUs
     and one layer. The depth is ceil(log3(n - 2)) + 1 for 4 <= n <= 11, the bound of arXiv 2505.14338; it is one less
     for n = 12 and 30, and more from n = 76 on, where our groups grow by 5/2 a layer and theirs by 3. Not shown here:
-    that these depths are the least, for instance that two layers cannot take six numbers.
+    that these depths are the least, for instance that two layers cannot take six numbers. `certificates` writes these
+    networks down for other programs.
     """
     _positive("shallow_maximum: n", n)
     return window_maxima([range(n)], n, shallow=True, exact=exact)
@@ -220,7 +221,7 @@ def window_maxima(
     """
     wanted = [tuple(map(int, window)) for window in windows]
     if shallow:
-        return _layered(wanted, _shallow_layers(wanted), in_features, exact)
+        return _layered(wanted, shallow_layers(wanted), in_features, exact)
     return tree_maxima(wanted, pair_tree(wanted, depth), in_features, exact=exact)
 
 
@@ -243,8 +244,8 @@ def _pair_sum(parts: tuple[Window, ...]) -> ReluSum:
     return right, [(1.0, {left: 1, right: -1})] if left != right else []
 
 
-def _shallow_layers(windows: Iterable[Window]) -> list[dict[Window, ReluSum]]:
-    """The layers of `shallow_maximum`, the one that reads the input first."""
+def shallow_layers(windows: Iterable[Window]) -> list[dict[Window, ReluSum]]:
+    """The layers of `shallow_maximum`, the one that reads the input first: window -> how its maximum is made."""
     wanted = list(windows)
     layers = []
     for k in range(shallow_depth(max(map(len, wanted))), 0, -1):

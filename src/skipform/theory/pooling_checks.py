@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
+from sympy.polys.domains import QQ
+from sympy.polys.matrices import DomainMatrix
 
-from skipform.theory import definitions, pooling, proofs, rounding
-from skipform.theory.affine import fractions
+from skipform.theory import certificates, definitions, pooling, proofs, rounding, skips
+from skipform.theory.affine import Affine, fractions, select
 from skipform.theory.check import Check
-from skipform.theory.network import CanonicalNetwork
+from skipform.theory.network import CanonicalNetwork, affine
 from skipform.theory.trees import Window, half_tree, tree_depth
 
 
@@ -28,7 +31,7 @@ def maximum_is_a_tree(check: Check) -> None:
         network = pooling.maximum(n)
         check.require(network.depth == int(np.ceil(np.log2(n))) and network.relu_count == n - 1)
     for n in range(1, 17 if check.thorough else 10):
-        check.proof(proofs.prove(pooling.maximum(n, exact=True), definitions.symbolic_maximum))
+        check.proof(proofs.prove(pooling.maximum(n, exact=True), definitions.symbolic_maximum), n)
         by_halves = _by_halves([tuple(range(n))], n)
         check.require(by_halves.depth == tree_depth(n))
         check.proof(proofs.prove(by_halves, definitions.symbolic_maximum))
@@ -115,15 +118,71 @@ def maximum_is_shallower_than_the_tree(check: Check) -> None:
 
 
 def maximum_of_twelve_has_depth_three(check: Check) -> None:
-    for n in (5, 12, 30):
+    """Proved for 5, 12, 30 and 75 numbers, equation by equation of the certificate; thorough: 10, 11 and 12 as well at
+    once, as one problem for the solver."""
+    for n in certificates.LARGEST[:-1]:
         for _ in range(max(1, check.repetitions // 8)):
             check.network_equals(partial(pooling.shallow_maximum, n), definitions.maximum)
-    check.require([pooling.shallow_maximum(n).depth for n in (5, 12, 30, 75)] == [2, 3, 4, 5])
-    # The step from m to 2m + floor(m / 2) is the identity for five, proved as in `maximum_of_five_has_depth_two`; its
-    # instances for larger n are proved one by one where the solver can.
-    check.proof(proofs.prove(pooling.shallow_maximum(5, exact=True), definitions.symbolic_maximum))
+    check.require([pooling.shallow_maximum(n).depth for n in certificates.LARGEST] == [2, 3, 4, 5])
+    for n in certificates.LARGEST:
+        check.proof(certificates.proved(n), n)
     for n in (10, 11, 12) if check.thorough else ():
         check.proof(proofs.prove_maximum(pooling.shallow_maximum(n, exact=True), seconds=600))
+
+
+def average_pooling_has_as_many_ranks_as_outputs(check: Check) -> None:
+    """Without padding the rank is the number of outputs, m of d: the first cells of the windows differ, so that the
+    rows are in echelon form. With padding it may be less: 5 cells, windows of 3 at stride 1 with padding, rank 4."""
+    for rank in (1, 2, 3):
+        for shape, options in _random_poolings(check, rank):
+            sizes = {key: options[key] for key in ("window", "stride")}
+            readout = pooling.average_pool(shape, **sizes, exact=True).readout
+            first = [min(row) for row in readout.rows()]
+            check.proof(len(set(first)) == readout.out_features)
+            check.exactly_equal(np.array([matrix_rank(readout)]), np.array([readout.out_features]))
+            check.instances += 1
+        check.require(matrix_rank(pooling.global_average_pool((2, *[3] * rank), exact=True).readout) == 2)
+    padded = pooling.average_pool((1, 5), 3, stride=1, padding=1, exact=True).readout
+    check.require((matrix_rank(padded), padded.out_features) == (4, 5))
+
+
+def matrix_rank(a: Affine) -> int:
+    """The rank of the weight of an exact affine map."""
+    entries = [[QQ(0)] * a.in_features for _ in range(a.out_features)]
+    for own, row in zip(entries, a.rows(), strict=True):
+        for column, value in row.items():
+            own[column] = QQ(value.numerator, value.denominator)
+    return DomainMatrix(entries, (a.out_features, a.in_features), QQ).rank()
+
+
+def poolings_and_skips_within_a_net(check: Check) -> None:
+    """A ReLU layer h = relu(A x + a), a skip merges h and x, a pooling, an affine map: a canonical network, whose depth
+    is 1, one more for a maximum or minimum as the merge, and two more for max pooling of four numbers."""
+    shape = (1, 2, 4)
+    for (pool, pick, deeper), (merge, of, more) in product(
+        ((pooling.max_pool, max, 2), (pooling.average_pool, definitions.mean, 0)),
+        (
+            (skips.add, sum, 0),
+            (skips.average, definitions.mean, 0),
+            (skips.subtract, definitions.difference, 0),
+            (skips.maximum, partial(np.max, axis=0), 1),
+            (skips.minimum, partial(np.min, axis=0), 1),
+        ),
+    ):
+        layer = Affine.of(check.rationals(8, 8), check.rationals(8), exact=True)
+        last = Affine.of(check.rationals(3, 2), check.rationals(3), exact=True)
+        hidden = CanonicalNetwork((layer,), select(range(16), 16, exact=True))  # (h; x)
+        pooled = pool(shape, 2, exact=True)
+        flat = CanonicalNetwork(pooled.layers, pooled.readout)
+        whole = hidden.then(merge((8,), (8,), exact=True)).then(flat).then(affine(last))
+
+        def wanted(x: np.ndarray, layer: Affine = layer, last: Affine = last, of: Any = of, pick: Any = pick) -> Any:
+            h = np.maximum(layer(x), 0)
+            merged = definitions.merge(np.concatenate([h, x], axis=-1), 2, of)
+            return last(definitions.pooling(merged, shape, 2, 2, 0, pick).reshape(len(x), -1))
+
+        check.network_equals(lambda exact, whole=whole: whole if exact else whole.float(), wanted)
+        check.require(whole.depth == 1 + more + deeper)
 
 
 def rounding_stays_within_the_bound(check: Check) -> None:

@@ -7,7 +7,8 @@ sympy finds that two nets with symbolic weights are one polynomial in the weight
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from itertools import count
+from functools import cache, partial
+from itertools import count, cycle
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,41 @@ def prove_windows(network: CanonicalNetwork, windows: Sequence[Iterable[int]], *
         if not proved[key]:
             return 0
     return len(proved)
+
+
+def prove_sum(window: Sequence[int], base: Sequence[int], terms: Sequence[tuple[Any, dict[Any, int]]]) -> bool:
+    """Whether max over window = max over base + sum of weight * relu(sum of coefficient * max over part), for all real
+    values of the indices; terms: (weight, {part: coefficient}), base and parts tuples of indices.
+
+    Indices that the same parts contain are replaced by one variable, their maximum, which may be any real number.
+    """
+    parts = list(dict.fromkeys([tuple(base), *(part for _, form in terms for part in form)]))
+    groups = {i: tuple(i in part for part in parts) for i in sorted({*window, *(i for part in parts for i in part)})}
+    if set(groups) != set(window):
+        return False
+    numbers = {group: k for k, group in enumerate(dict.fromkeys(groups.values()))}
+    local = {part: frozenset(numbers[groups[i]] for i in part) for part in parts}
+    made_of = tuple((Fraction(weight), tuple((c, local[part]) for part, c in form.items())) for weight, form in terms)
+    return _prove_sum(len(numbers), local[tuple(base)], made_of)
+
+
+@cache  # the same few identities occur at many windows
+def _prove_sum(
+    count: int, base: frozenset[int], terms: tuple[tuple[Fraction, tuple[tuple[int, frozenset[int]], ...]], ...]
+) -> bool:
+    x = [z3.Real(f"x{i}") for i in range(count)]
+
+    def maximum(part: Iterable[int]) -> Any:
+        return greatest([x[i] for i in sorted(part)])
+
+    total = maximum(base)
+    for weight, form in terms:
+        argument = sum((c * maximum(part) for c, part in form), start=z3.RealVal(0))
+        total = total + z3.RealVal(str(weight)) * z3.If(argument > 0, argument, 0)
+    solver = z3.Solver()
+    solver.set("timeout", 60_000)
+    solver.add(total != maximum(range(count)))
+    return solver.check() == z3.unsat
 
 
 def network_of_output(
@@ -180,24 +216,34 @@ def prove_product(network: ProductNetwork, definition: Definition) -> bool:
     return all(sympy.expand(a - b) == 0 for a, b in zip(got, wanted, strict=True))
 
 
-def same_net(first: BlockNet, second: BlockNet) -> bool:
-    """Whether two block nets with symbolic weights are the same function, for every activation f.
+def same_net(first: BlockNet, second: BlockNet, *, functions: int = 1) -> bool:
+    """Whether two block nets with symbolic weights are the same function, whatever their activations f_1, f_2, ...
 
-    f is an unknown function: its value at each argument, expanded, is a new symbol, the same in both nets where the
-    arguments are the same polynomial. Then the outputs must be the same polynomial.
+    The activation layers of a net have the `functions` activations in turn. They are unknown: the value of f_i at each
+    argument, expanded, is a new symbol, the same in both nets where the arguments are the same polynomial. Then the
+    outputs must be the same polynomial.
     """
     x = np.array(sympy.symbols(f"x:{first.stem[0].shape[1]}"), dtype=object)
     values: dict[Any, sympy.Symbol] = {}
     numbers = count()
 
-    def unknown(t: Any) -> sympy.Symbol:
-        argument = sympy.expand(t)
-        if argument not in values:
-            values[argument] = sympy.Symbol(f"f{next(numbers)}")
-        return values[argument]
+    def unknown(which: int, t: Any) -> sympy.Symbol:
+        key = (which, sympy.expand(t))
+        if key not in values:
+            values[key] = sympy.Symbol(f"f{next(numbers)}")
+        return values[key]
 
-    one, two = first(x, _entrywise(unknown)), second(x, _entrywise(unknown))
+    def activations() -> Callable[[np.ndarray], np.ndarray]:
+        return in_turn([_entrywise(partial(unknown, which)) for which in range(functions)])
+
+    one, two = first(x, activations()), second(x, activations())
     return all(sympy.expand(a - b) == 0 for a, b in zip(one, two, strict=True))
+
+
+def in_turn(functions: Sequence[Callable[[np.ndarray], np.ndarray]]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that is, at its first call, the first of the functions, at its second the second, and so on."""
+    order = cycle(functions)
+    return lambda values: next(order)(values)
 
 
 def dimension_reached(net: BlockNet, points: np.ndarray) -> int:

@@ -82,6 +82,7 @@ STATEMENTS = [
     Statement("Proposition 1", "w . (a; b) = u . a + v . b, both ways", skip_checks.splitting_and_joining),
     Statement("Theorem 3", "addition to concatenation, many layers", block_checks.addition_becomes_concatenation),
     Statement("Theorem 3", "concatenation to addition, many layers", block_checks.concatenation_becomes_addition),
+    Statement("Theorem 3", "both conversions, two activations f and g", block_checks.activations_may_differ),
     Statement(
         "Theorem 4",
         "L-activation block in L single ones, concatenation",
@@ -104,6 +105,16 @@ STATEMENTS = [
         "the inclusion is strict (dimension, equal widths)",
         block_checks.inclusion_is_strict_by_dimension,
         INCLUSION_ONLY,
+    ),
+    Statement(
+        "Section 5",
+        "average pooling without padding: rank = outputs",
+        pooling_checks.average_pooling_has_as_many_ranks_as_outputs,
+    ),
+    Statement(
+        "Section 5",
+        "pooling, skips in a net: only maxima add depth",
+        pooling_checks.poolings_and_skips_within_a_net,
     ),
     Statement("Definition 1", "every block net has a canonical form", block_checks.blocks_have_a_canonical_form),
     Statement(

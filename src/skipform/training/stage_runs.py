@@ -132,7 +132,9 @@ def _grammar(options: dict[str, Any]) -> Iterator[Entry]:
 
 def _measure(options: dict[str, Any]) -> Iterator[Entry]:
     names = {"line_regions": "regions", "line_pieces": "pieces"}
-    yield from _measured("measure", options, read_json(options["out"])["rows"], names)
+    rows = read_json(options["out"])["rows"]
+    flat = [{key: value for key, value in row.items() if key != "layers"} for row in rows]
+    yield from _measured("measure", options, flat, names)
 
 
 def _claims(options: dict[str, Any]) -> Iterator[Entry]:
