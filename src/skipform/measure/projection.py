@@ -31,7 +31,9 @@ class Projection:
         out = rows.new_zeros(len(rows), self.k)
         for _ in range(COPIES):
             place = torch.randint(self.k, (self.d,), generator=generator)
-            factor = torch.randn(self.d, generator=generator, dtype=torch.float64).to(rows)  # drawn on the CPU everywhere
+            factor = torch.randn(self.d, generator=generator, dtype=torch.float64).to(
+                rows
+            )  # drawn on the CPU everywhere
             out.index_add_(1, place.to(rows.device), rows * factor)
         return out
 
