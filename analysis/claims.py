@@ -1,26 +1,28 @@
 # %% [markdown]
-# # The three claims, measured
+# # The claims and their verdicts
 #
-# The abstract of the paper claims (i) that pooling lowers expressive power, (ii) that addition and concatenation reach
-# equally far in fully connected nets, (iii) that single-activation blocks reach further than multiple ones. Here each
-# claim is tested on small nets, **before training** (hollow marks) **and after** (filled marks), over several seeds:
+# What the paper and two survey articles say of skips and pooling, tested one by one: **holds**, **does not hold**, or
+# **open** at this scale. The experiment files announce what is compared (`comparisons:`), and `skipform claims` decides
+# it by one rule, which `src/skipform/comparisons.py` states: exact tests over the seeds at 5 %, corrected (Holm) over
+# the comparisons of a claim; equality only within a margin that was named beforehand.
+#
+# The first three claims are those of the abstract: (i) pooling lowers expressive power, (ii) addition and concatenation
+# reach equally far in fully connected nets, (iii) single-activation blocks reach further than multiple ones. They are
+# tested on small nets, **before training** (hollow marks) **and after** (filled marks):
 #
 # - **activation regions** and **affine pieces** on the plane through three test images, counted exactly. Two networks
 #   that compute the same function have equal pieces but not always equal regions, so a claim is best judged by pieces;
 # - **rank** of the Jacobian, of the last hidden layer (pooled nets) or of the scores (fully connected nets);
 # - **functional dimension** over a batch: in how many directions the scores can move when the weights do.
-#
-# Two sets of nets count as different only where their ranges over the seeds are disjoint: `>` and `<` mean that every
-# seed of the first lies above, or below, every seed of the second, `=` that they are equal seed by seed, and `~`
-# anything else. The experiment files announce what is compared (`comparisons:`), and `skipform claims` decides it.
 
 # %%
 import frame
+import matplotlib.pyplot as plt
 import pandas as pd
 import style
 
 style.use()
-pooling, skips, blocks = (frame.claim(name) for name in ("pooling", "addition_concatenation", "activation_blocks"))
+pooling, skips, blocks = map(frame.claim, frame.ABSTRACT)
 MEASURES = {
     "regions": "activation regions",
     "pieces": "affine pieces",
@@ -83,85 +85,180 @@ style.before_after(
 
 # %% [markdown]
 # ## The comparisons
+#
+# One row per comparison: the two medians over the seeds, the shift between the nets with its interval of 90 %, the
+# effect, which is the probability that a net of the first lies above one of the second, p after Holm's correction, and
+# the verdict. An identity (margin 0) needs no test.
 
 
 # %%
-def printed(net: str, claim: str) -> str:
-    """The name of a variant, or of its copies, in the table; the claim says whether it is wide."""
+def printed(net: str) -> str:
+    """The name of a variant, or of its copies, in tables."""
     variant, _, copy = net.partition(" as ")
-    name = SKIP_NAMES.get(copy or variant, variant.removesuffix("-wide"))
-    if "copy" in claim:
-        return f"{name} {'copy' if copy else 'net'}"
-    return name
+    name = SKIP_NAMES.get(variant, variant)
+    return f"{name}, copied as {SKIP_NAMES[copy]}" if copy else name
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number to three figures; a word for what a net never reaches."""
+    if value is None or pd.isna(value):
+        return "never"
+    return f"{value:.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
+def measured(name: str) -> str:
+    """The name of a measure: of expressive power, of a score on test data, or of any other number."""
+    score = name.removeprefix("test_")
+    return MEASURES.get(name) or frame.SCORES.get(score) or score.replace("_", " ")
 
 
 def select(table: pd.DataFrame, variant: str, copy: str = "") -> pd.DataFrame:
     return table[(table["variant"] == variant) & (table["copy"] == copy)]
 
 
-comparisons = frame.comparisons()
-for side in ("first", "second"):
-    comparisons[side] = [
-        printed(net, claim) for net, claim in zip(comparisons[side], comparisons["claim"], strict=True)
-    ]
-comparisons["measure"] = comparisons["measure"].map(MEASURES)
+decided = frame.comparisons()
+comparisons = pd.DataFrame(
+    {
+        "experiment": decided["experiment"],
+        "claim": decided["claim"],
+        "measure": decided["measure"].map(measured),
+        "when": decided["when"],
+        "first": decided["first"].map(printed),
+        "expected": [
+            e if pd.isna(m) else f"= (±{m:g})" for e, m in zip(decided["expected"], decided["margin"], strict=True)
+        ],
+        "second": decided["second"].map(printed),
+        **{name: decided[name].map(number) for name in ("median_first", "median_second", "shift", "low", "high")},
+        "effect": decided["effect"].map("{:.2f}".format),
+        "p": ["identity" if pd.isna(p) else f"{p:.3f}" for p in decided["p"]],
+        "seeds": decided["seeds"].map(min),
+        "verdict": decided["verdict"],
+    }
+)
 frame.write_table(comparisons, "table_comparisons")
 comparisons
 
+# %% [markdown]
+# ## The verdicts
+#
+# A claim **holds** if all its comparisons do, and **does not hold** if one of them does not. The claims of the abstract
+# are about the sets of functions that architectures can represent: counts for some of these functions can agree or
+# disagree with what a claim leads one to expect; they can neither prove nor refute it.
+
 # %%
-ORDER = {">": 0, "=": 1, "~": 2, "<": 3}
+KINDS = ("holds", "does not hold", "open")
 
 
-def summary(rows: pd.DataFrame) -> str:
-    """The relation of the first net to the second ones, such as `> average, max; ~ strided`."""
-    parts = {sign: list(group["second"]) for sign, group in rows.groupby("relation", sort=False)}
-    return "; ".join(f"{sign} {', '.join(parts[sign])}" for sign in sorted(parts, key=ORDER.__getitem__))
+def verdict_of(verdicts: set[str]) -> str:
+    """As in src/skipform/comparisons.py; a test compares the two."""
+    return "does not hold" if "does not hold" in verdicts else "holds" if verdicts == {"holds"} else "open"
+
+
+def evidence(rows: pd.DataFrame) -> str:
+    """The medians of a single comparison, or how many of several have which verdict."""
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        return f"{row['measure']}: {row['median_first']} against {row['median_second']}"
+    counts = rows["verdict"].value_counts()
+    return f"{len(rows)} comparisons: " + ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts)
+
+
+def spread(values: pd.Series) -> str:
+    low, high = min(values), max(values)
+    return low if low == high else f"{low} to {high}"
 
 
 verdicts = pd.DataFrame(
     [
-        {"claim": claim, "measure": measure, **{when: summary(rows[rows["when"] == when]) for when in style.MOMENTS}}
-        for (claim, measure), rows in comparisons.groupby(["claim", "measure"], sort=False)
+        {
+            "experiment": experiment,
+            "claim": claim,
+            "evidence": evidence(rows),
+            "effect": spread(rows["effect"]),
+            "p": spread(rows["p"]),
+            "seeds": int(rows["seeds"].min()),
+            "verdict": verdict_of({*rows["verdict"]}),
+        }
+        for (experiment, claim), rows in comparisons.groupby(["experiment", "claim"], sort=False)
     ]
 )
 frame.write_table(verdicts, "table_verdicts")
 verdicts
 
 # %% [markdown]
-# ## Where the data disagree with the paper
+# ## Every comparison, drawn
 #
-# A comparison **contradicts** a claim when the ranges are disjoint the other way round (for equality: when they are
-# disjoint at all), and **supports** it when they are disjoint as claimed (for equality: when all seeds are equal).
-# Everything else is **open**. The claims are about the sets of functions that architectures can represent. A count for
-# some of these functions can agree or disagree with what a claim leads one to expect; it can neither prove nor refute
-# the claim.
+# The effect of every comparison of trained nets: at 1 every net of the first lies above every net of the second, at 1/2
+# they do not differ. Filled: the claim's expectation holds; hollow: open; a cross: it does not hold.
+
+# %%
+LOOKS = {
+    "holds": {"marker": "o", "markerfacecolor": style.INK},
+    "open": {"marker": "o", "markerfacecolor": "white"},
+    "does not hold": {"marker": "X", "markerfacecolor": style.INK},
+}
+ROWS = 44  # per figure
+
+
+def title_of(experiment: str) -> str:
+    return experiment.replace("_", " ").capitalize()
+
+
+def draw(lines: list[tuple[str, pd.Series | None]], name: str) -> None:
+    """One line per comparison, or per heading (without a comparison)."""
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 0.17 * len(lines) + 0.55))
+    for y, (_, row) in enumerate(lines):
+        if row is not None:
+            axes.plot(float(row["effect"]), y, markeredgecolor=style.INK, markersize=4.6, **LOOKS[row["verdict"]])
+            text = f"{row['median_first']} : {row['median_second']}"
+            axes.annotate(text, (1.02, y), xycoords=axes.get_yaxis_transform(), fontsize=7.5, va="center")
+    axes.axvline(0.5, color=style.GREY, linewidth=0.8, zorder=0)
+    axes.set(
+        xlim=(-0.04, 1.04), ylim=(len(lines) - 0.4, -0.6), xlabel="effect: share of pairs in which the first lies above"
+    )
+    axes.set_yticks(range(len(lines)), [text for text, _ in lines], fontsize=7.5)
+    for label, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("normal" if row is not None else "bold")
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    style.save(figure, name)
+
+
+lines: list[tuple[str, pd.Series | None]] = []
+trained = comparisons[(comparisons["when"] == "final") & ~comparisons["experiment"].isin(frame.ABSTRACT)]
+for experiment, rows in trained.groupby("experiment", sort=False):
+    lines.append((title_of(experiment), None))
+    lines += [
+        (f"{row['first']} {row['expected']} {row['second']}, {row['measure']}", row) for _, row in rows.iterrows()
+    ]
+parts = [lines[i : i + ROWS] for i in range(0, len(lines), ROWS)]
+for k, part in enumerate(parts, 1):
+    draw(part, f"fig_verdicts_{k}")
+
+# %% [markdown]
+# ## In words
 
 
 # %%
-WHEN = {
-    ("initial",): "before training",
-    ("final",): "after training",
-    ("initial", "final"): "before and after training",
-}
+def in_words(experiment: str, rows: pd.DataFrame) -> dict[str, object]:
+    """What the paper says of an experiment: its question, and the claims of each verdict with their evidence."""
+    return {
+        "title": title_of(experiment),
+        "question": frame.question(experiment),
+        **{kind.replace(" ", "_"): [f"{row.claim} ({row.evidence})" for row in rows.itertuples() if row.verdict == kind]
+           for kind in KINDS},
+    }  # fmt: skip
 
 
-def sentences(kind: str) -> list[str]:
-    """The comparisons of one kind in words, one phrase per claim, measure and relation."""
-    rows = comparisons[comparisons["outcome"] == kind]
-    phrases = []
-    for (claim, measure, sign, one, other), group in rows.groupby(
-        ["claim", "measure", "relation", "first", "second"], sort=False
-    ):
-        word = {">": "above", "<": "below", "=": "equal to", "~": "overlapping"}[sign]
-        phrases.append((claim, measure, f"{one} {word}", other, WHEN[tuple(group["when"])]))
-    merged: dict[tuple[str, str, str, str], list[str]] = {}
-    for claim, measure, relation_, other, moment in phrases:
-        merged.setdefault((claim, measure, relation_, moment), []).append(other)
-    return [f"{claim}, {measure}: {relation_} {' and '.join(others)} {moment}"
-            for (claim, measure, relation_, moment), others in merged.items()]  # fmt: skip
-
-
-against = sentences("contradicts")
+paragraphs = [
+    in_words(name, rows) for name, rows in verdicts.groupby("experiment", sort=False) if name not in frame.ABSTRACT
+]
+against = [
+    f"{row['claim']}, {row['measure']}: {row['first']} {row['expected']} {row['second']}"
+    f" ({row['median_first']} and {row['median_second']}, {'before' if row['when'] == 'initial' else 'after'} training)"
+    for _, row in comparisons[comparisons["verdict"] == "does not hold"].iterrows()
+]
 against
 
 
@@ -171,13 +268,21 @@ def medians(table: pd.DataFrame, column: str) -> dict[str, float]:
     return {when: float(table.loc[table["when"] == when, column].median()) for when in style.MOMENTS}
 
 
-outcomes = ("supports", "contradicts", "open")
 frame.write_numbers(
     {
         "seeds": int(pooling["seed"].nunique()),
+        "claims": len(verdicts),
         "comparisons": len(comparisons),
-        **{kind: int((comparisons["outcome"] == kind).sum()) for kind in outcomes},
+        **{kind.replace(" ", "_"): int((verdicts["verdict"] == kind).sum()) for kind in KINDS},
+        "abstract": {
+            kind.replace(" ", "_"): list(
+                verdicts[verdicts["experiment"].isin(frame.ABSTRACT) & (verdicts["verdict"] == kind)]["claim"]
+            )
+            for kind in KINDS
+        },
         "against": against,
+        "figures": len(parts),
+        "paragraphs": paragraphs,
         "parameters": {
             "pooling": {pool: int(select(pooling, pool)["parameters"].iloc[0]) for pool in POOLS},
             "skips": {skip: int(select(skips, skip)["parameters"].iloc[0]) for skip in SKIP_NAMES},

@@ -135,11 +135,29 @@ def claim(name: str) -> pd.DataFrame:
     return pd.DataFrame(results["rows"]).fillna({"copy": ""})
 
 
+ABSTRACT = ("pooling", "addition_concatenation", "activation_blocks")  # the experiments of its three claims
+
+
 def comparisons() -> pd.DataFrame:
-    """One row per comparison of the claims that is decided by `skipform claims`, in the order of the claims."""
-    claims = ("pooling", "addition_concatenation", "activation_blocks")
-    rows = [json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())["comparisons"] for name in claims]
-    return pd.DataFrame([row for claim in rows for row in claim])
+    """One row per comparison that `skipform claims` has decided, with its experiment: first the claims of the abstract,
+    then all others in alphabetical order."""
+    rows = []
+    for path in sorted((ROOT / "measures" / "claims").glob("*.json"), key=lambda path: (_place(path.stem), path.stem)):
+        rows += [{"experiment": path.stem} | row for row in json.loads(path.read_text())["comparisons"]]
+    return pd.DataFrame(rows)
+
+
+def _place(experiment: str) -> int:
+    return ABSTRACT.index(experiment) if experiment in ABSTRACT else len(ABSTRACT)
+
+
+def question(experiment: str) -> str:
+    """The question that the file of a claim's experiment states in its first lines."""
+    (path,) = [
+        path for kind in ("claims", "comparisons") for path in (ROOT / "experiments" / kind).glob(f"{experiment}.yaml")
+    ]
+    lines = path.read_text().partition("# Feeds")[0].removeprefix("# Question").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in lines).strip()
 
 
 # How a score is printed in tables and as the label of an axis.

@@ -21,11 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 HERE = Path(__file__).parent
 PAGE = "build/review.html"  # where the links of the page begin
-CLAIMS = {  # claim, as the names of its comparisons begin -> its experiment, what it says
-    "(i)": ("pooling", "pooling lowers expressive power"),
-    "(ii)": ("addition_concatenation", "addition and concatenation reach equally far"),
-    "(iii)": ("activation_blocks", "single-activation blocks reach further"),
-}
+CLAIM_FIGURES = {"claim_pooling": frame.ABSTRACT[:1], "claim_blocks": frame.ABSTRACT[1:]}  # -> the claims shown
 PICTURES = {  # figure -> the tasks of its nets, its caption; a run without these nets has none
     "fig_masks": ("segment", "Masks: the image, the true mask and the prediction of each variant."),
     "fig_boxes": ("detect", "Boxes: dashed the true ones, solid the predicted ones with scores above 30 %."),
@@ -41,7 +37,7 @@ MEASURES = {  # of a net after training -> the heading in its table
     "feature_rank": "rank",
     "functional_dimension": "functional dimension",
 }
-FOLDERS = ("survey", "claims", "explorer", "gpu", "cpu")  # of experiments/
+FOLDERS = ("survey", "claims", "comparisons", "explorer", "gpu", "cpu")  # of experiments/
 HEADING = re.compile(r"^# (Question|Feeds|Expect|Cost|Run) +(.*(?:\n#  .*)*)", re.MULTILINE)
 CONFIG = {  # of all charts
     "background": None,
@@ -69,10 +65,11 @@ def page() -> str:
         numbers=json.loads((frame.GENERATED / "numbers.json").read_text()),
         cards=nets,
         tasks=sorted({card["task"] for card in nets}),
-        claims=CLAIMS,
+        claims=dict.fromkeys(row["experiment"] for row in table("table_verdicts")),
         scales=sorted({*(card["scale"] for card in nets), *(row["scale"] for row in rows)}),
         survey=survey(),
-        claim_figures=[(name, svg(name)) for name in ("fig_claim_pooling", "fig_claim_blocks")],
+        claim_figures=[(svg(f"fig_{name}"), " ".join(claims)) for name, claims in CLAIM_FIGURES.items()],
+        verdict_figures=[svg(path.stem) for path in sorted(frame.GENERATED.glob("fig_verdicts_*.svg"))],
         verdicts=of_claims("table_verdicts"),
         comparisons=of_claims("table_comparisons"),
         **{name: table(f"table_{name}") for name in ("statements", "layers", "grammar", "refused")},
@@ -126,13 +123,25 @@ def experiments() -> dict[str, Path]:
 
 
 def nets_of(file: Path) -> list[str]:
-    """The architectures that the variants of an experiment file are."""
-    return sorted({block["name"] for block in yaml.safe_load(file.read_text())["variants"].values()})
+    """The architectures that the variants of an experiment file are, or those of the runs that it names."""
+    content = yaml.safe_load(file.read_text())
+    if "variants" in content:
+        return sorted({block["name"] for block in content["variants"].values()})
+    return sorted({net for run in runs_of(content) for net in nets_of(run)})
 
 
 def task_of(file: Path) -> str:
-    """The task of an experiment file."""
-    return yaml.safe_load(file.read_text()).get("task", {}).get("name", "classify")
+    """The tasks of an experiment file, or of the runs that it names."""
+    content = yaml.safe_load(file.read_text())
+    if "runs" in content:
+        return " ".join(sorted({task_of(run) for run in runs_of(content)}))
+    return content.get("task", {}).get("name", "classify")
+
+
+def runs_of(content: dict[str, Any]) -> list[Path]:
+    """The experiment files of the runs that a file without trainings names."""
+    names = content["runs"] if isinstance(content["runs"], list) else [content["runs"]]
+    return [frame.ROOT / "experiments" / f"{name}.yaml" for name in names]
 
 
 def sources() -> list[dict[str, Any]]:
@@ -193,9 +202,10 @@ def survey() -> list[dict[str, str]]:
 
 
 def claims_of(net: str) -> str:
-    """The claims whose experiments have this net: "(ii) (iii)"; empty for most."""
-    files = experiments()
-    return " ".join(claim for claim, (name, _) in CLAIMS.items() if net in nets_of(files[f"claims-{name}"]))
+    """The experiments of claims that are about this net, in one text; empty for most."""
+    decided = {row["experiment"] for row in table("table_verdicts")}
+    return " ".join(path.stem for path in experiments().values() if path.stem in decided and net in nets_of(path)
+                    and path.parent.name in ("claims", "comparisons"))  # fmt: skip
 
 
 def cards() -> list[dict[str, Any]]:
@@ -325,12 +335,11 @@ def overview() -> dict[str, Any]:
 
 
 def of_claims(name: str) -> list[dict[str, str]]:
-    """A table about the claims, each row with its claim, the experiment it comes from, and the nets of that."""
+    """A table about the claims, each row with the experiment it comes from, and the nets and tasks of that."""
     rows, files = [], experiments()
     for row in table(name):
-        key = row["claim"].split()[0]
-        source = f"claims-{CLAIMS[key][0]}"
-        rows.append(row | {"key": key, "source": source, "nets": " ".join(nets_of(files[source]))})
+        (source,) = {f"{kind}-{row['experiment']}" for kind in ("claims", "comparisons")} & files.keys()
+        rows.append(row | {"source": source, "nets": " ".join(nets_of(files[source])), "task": task_of(files[source])})
     return rows
 
 

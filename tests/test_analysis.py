@@ -149,6 +149,7 @@ def test_notebooks_are_the_percent_files_and_begin_with_a_title():
         "examples",
         "expressiveness",
         "grammar",
+        "learning",
         "schematics",
         "statements",
         "survey",

@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def main(
-    folder: str | None = None,
+    folder: str,
     *,
     out: str,
     config: str | None = None,
@@ -40,9 +40,8 @@ def main(
     JSON file; equal runs give equal bytes. The rule is stated in `skipform.comparisons`.
 
     The numbers are those of the records of the runs in FOLDER (written by `skipform fit`): every score, the number of
-    parameters, the epochs or steps to a training loss. A file without trainings of its own has none; it names records
-    instead, `runs: survey/unet` for records/survey/unet.jsonl, or a list of such names, and its variants are then
-    called unet/concat.
+    parameters, the epochs or steps to a training loss. A file without trainings of its own names records instead,
+    `runs: survey/unet` for FOLDER/survey/unet.jsonl, or a list of such names; its variants are then called unet/concat.
 
     Where a comparison, or no experiment file, asks for them, the nets are measured, before and after training
     (initial, final): activation regions and affine pieces on the plane through the first three test images x, y, z,
@@ -52,7 +51,7 @@ def main(
     they come, so that a killed measurement continues from there.
 
     Args:
-        folder: The folder of the runs, for example runs/claims/pooling.
+        folder: The folder of the runs, for example runs/claims/pooling; for a file with `runs:`, that of the records.
         out: The JSON file to write.
         config: The experiment file, which announces the comparisons; none are made when not given.
         measured: JSON files {"rows": [{"variant", "seed", "when", NAME: number, ...}, ...]} of further measurements of
@@ -71,7 +70,7 @@ def main(
     asked = [*dict.fromkeys(name for comparison in announced for name in comparison.measures)]
     scores = [records.numbers(record, asked) for record in trained]
     rows = [row for path in measured or () for row in fields(read_json(path), {"rows": list}, path)["rows"]]
-    name = Path(config).stem if config is not None else Path(str(folder)).name
+    name = Path(config or folder).stem
 
     def decided(rows: list[Row]) -> dict[str, Any]:
         return {"claim": name, "comparisons": comparisons.decide(announced, [*scores, *rows]), "rows": rows}
@@ -79,35 +78,28 @@ def main(
     if announced and not {*asked} & {*EXPRESSIVE}:
         write_json(out, decided([*scores, *rows]))
         return
-    if folder is None:
-        raise SkipformError(f"{config}: comparisons: some are about {', '.join(EXPRESSIVE)}; accepted: with FOLDER")
     with launch.over_runs(measure_run, folder, out, options, executor, workers, slurm, Path(__file__)) as found:
         write_json(out, decided([*found, *rows]) | options)
 
 
-def trained_in(folder: str | None, config: str | None) -> Iterator[records.Record]:
-    """The records of the runs in a folder, or of those that an experiment file names.
+def trained_in(folder: str, config: str | None) -> Iterator[records.Record]:
+    """The records of the runs in a folder, or of those that the experiment file names.
 
     Raises:
-        SkipformError: no runs, runs in both places or in none, a name without records.
+        SkipformError: no runs, or a name without records.
     """
-    named = read_yaml(config) if config is not None else {}
-    named = named.get("runs") if isinstance(named, dict) else None
-    if (folder is None) == (named is None):
-        both = "FOLDER, or `runs:` in the experiment file of --config, and not both"
-        raise SkipformError(f"{folder or config or 'skipform claims'}: accepted: {both}")
-    if folder is not None:
+    file = read_yaml(config) if config is not None else {}
+    named = file.get("runs") if isinstance(file, dict) else None
+    if named is None:
         if not (runs := finished(folder)):
             raise SkipformError(f"{folder}: no finished runs (with summary.json) in it; `skipform fit` writes them")
         yield from (run.record() for run in runs)
         return
     for name in [named] if isinstance(named, str) else typed(named, list[str], f"{config}: runs"):
-        path = Path("records", f"{name}.jsonl")
+        path = Path(folder, f"{name}.jsonl")
         if not path.is_file():
-            there = ", ".join(
-                sorted(str(known.relative_to("records"))[:-6] for known in Path("records").rglob("*.jsonl"))
-            )
-            raise SkipformError(f"{config}: runs: no {path}; there are: {there or 'none'}")
+            there = [str(known.relative_to(folder).with_suffix("")) for known in sorted(Path(folder).rglob("*.jsonl"))]
+            raise SkipformError(f"{config}: runs: no {path}; there are: {', '.join(there) or 'none'}")
         for record in records.read(path):
             if not isinstance(named, str):
                 record["config"]["variant"] = f"{path.stem}/{record['config']['variant']}"

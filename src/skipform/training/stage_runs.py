@@ -140,8 +140,9 @@ def _claims(options: dict[str, Any]) -> Iterator[Entry]:
     if any("regions" in row for row in found["rows"]):
         yield from _measured("claims", options, found["rows"], {})
     decided = found["comparisons"]
-    # A claim about the runs of other experiments has no folder.
-    folder = Path(options["folder"] or Path("runs", *Path(options["config"]).with_suffix("").parts[-2:]))
+    folder = Path(options["folder"])
+    if folder.name != found["claim"]:  # a claim about the runs of other experiments: FOLDER is that of the records
+        folder = Path("runs", "comparisons", found["claim"])
     verdicts = [row["verdict"] for row in decided]
     yield Entry(
         name=f"{folder.name} verdicts",
