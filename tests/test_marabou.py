@@ -48,7 +48,7 @@ def reaches(path, sign, bound):
         net.setUpperBound(x, BOX[1])
     y = net.outputVars[0].ravel()[0]
     net.addInequality([y], [-sign], -sign * bound)  # -sign y <= -sign bound
-    answer, values, _ = net.solve(verbose=False, options=OPTIONS)
+    answer, _, _ = net.solve(verbose=False, options=OPTIONS)
     return {"sat": True, "unsat": False}.get(answer)
 
 
