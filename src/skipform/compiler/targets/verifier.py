@@ -387,7 +387,7 @@ def convolution_of(matrix: sparse.csr_array, image: Image, result: Image) -> Ker
         return None
     o, *target = np.unravel_index(entries.coords[0], result)
     c, *pixel = np.unravel_index(entries.coords[1], image)
-    strides = [_strides(y, i) for y, i in zip(pixel, target, strict=True)]
+    strides = [_strides(y, i, n) for y, i, n in zip(pixel, target, image[1:], strict=True)]
     for stride in itertools.product(*strides):
         offset = [y - s * i for y, i, s in zip(pixel, target, stride, strict=True)]
         first = [int(q.min()) for q in offset]
@@ -413,15 +413,15 @@ def _inside(position: np.ndarray, size: int) -> np.ndarray:
     return (position >= 0) & (position < size)
 
 
-def _strides(pixel: np.ndarray, target: np.ndarray) -> list[int]:
-    """The strides that a convolution may have along an axis: how far the first or last pixel moves from one output
-    position to the next."""
+def _strides(pixel: np.ndarray, target: np.ndarray, length: int) -> list[int]:
+    """The strides that a convolution may have along an axis of this length: how far the first or
+    last pixel moves from one output position to the next."""
     size = int(target.max()) + 1
     low, high = np.full(size, np.iinfo(np.int64).max), np.full(size, -1)
     np.minimum.at(low, target, pixel)
     np.maximum.at(high, target, pixel)
     steps = {1, *(int(step) for edge in (low, high) for step in np.diff(edge[high >= 0])), *range(1, 4)}
-    return sorted(step for step in steps if 0 < step <= int(pixel.max()) + 1)
+    return sorted(step for step in steps if 0 < step <= max(length, 1))
 
 
 def _padded(
