@@ -5,6 +5,7 @@
 from skipform.measure.bounds import Bounds, bounds
 from skipform.measure.capacity import Capacity, capacity, fitting_error
 from skipform.measure.line import LineRegions, line
+from skipform.measure.output_range import OutputRange, output_range
 from skipform.measure.plane import PlaneRegions, plane
 from skipform.measure.rank import Rank, functional_dimension, jacobian_rank
 from skipform.measure.trajectory import Trajectory, trajectory_length
@@ -13,6 +14,7 @@ __all__ = [
     "Bounds",
     "Capacity",
     "LineRegions",
+    "OutputRange",
     "PlaneRegions",
     "Rank",
     "Trajectory",
@@ -22,6 +24,7 @@ __all__ = [
     "functional_dimension",
     "jacobian_rank",
     "line",
+    "output_range",
     "plane",
     "trajectory_length",
 ]

@@ -48,6 +48,7 @@ STAGES = {
     "examples": "show trained networks a few held-out inputs, for the notebooks",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
+    "bound": "find the exact range of an output of a network over a box of inputs",
     "list": "list the networks, data sets and experiments there are, or what the experiments take at a scale",
     "scores": "write scores and learning curves for `dvc metrics` and `dvc plots`, from the records and measures",
     "publish": "copy the summaries of finished runs into results/",

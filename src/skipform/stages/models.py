@@ -2,9 +2,12 @@
 
 import math
 from importlib import import_module
+from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skipform.arguments import Seed
 from skipform.compiler.from_onnx import from_onnx
@@ -52,6 +55,19 @@ def from_file(source: str, input: str | None, arguments: str) -> tuple[nn.Module
     return module, [tuple(x.shape) for x in examples]
 
 
+def with_shape(source: str, input: str | None, arguments: str, *, seed: Seed = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model of MODULE:FACTORY or of an ONNX file, and the shape of one input: the option, or the file's."""
+    if is_file(source):
+        model, shapes = from_file(source, input, arguments)
+        if len(shapes) != 1:
+            raise SkipformError(f"{source}: a network of {len(shapes)} inputs; one is accepted")
+        return model, shapes[0][1:]
+    if input is None:
+        raise SkipformError(f"{source}: --input is missing; MODULE:FACTORY takes the shape of one input, e.g. 3,32,32")
+    shape = shape_of(input)
+    return from_factory(source, arguments, seed=seed), shape
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     """The shape that a text such as "3,32,32" names. Raises SkipformError if it names none."""
     try:
@@ -65,3 +81,14 @@ def shape_of(text: str) -> tuple[int, ...]:
     if math.prod(shape) > LARGEST:
         raise SkipformError(f"--input {shown(text)}: at most {LARGEST:,} numbers are accepted")
     return shape
+
+
+def read_inputs(path: Path, shape: tuple[int, ...], option: str) -> Tensor:
+    """The numbers of a .npy file of this shape, in float64. Raises SkipformError for any other file."""
+    try:
+        given = torch.from_numpy(np.load(path, allow_pickle=False)).double()
+    except (OSError, EOFError, ValueError, TypeError, MemoryError, BadZipFile) as error:
+        raise SkipformError(f"{option} {path}: not a .npy file of numbers ({error})") from None
+    if given.shape != shape:
+        raise SkipformError(f"{option} {path}: shape {tuple(given.shape)}; {shape} is accepted")
+    return given

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from skipform.arguments import Seed
-from skipform.compiler import targets
+from skipform.arguments import Factor, Seed
+from skipform.compiler import onnx_file, targets
 from skipform.compiler.check import AGREEMENT
 from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
+from skipform.compiler.targets import Settings
 from skipform.errors import InternalError, SkipformError
 from skipform.files import whole
 from skipform.outputs import check_file
@@ -26,7 +27,15 @@ BOUNDS = {torch.float64: AGREEMENT, torch.float32: 2**29 * AGREEMENT}
 
 
 def main(
-    factory: str, *, input: str | None = None, out: Path, arguments: str = "{}", target: str = "grammar", seed: Seed = 0
+    factory: str,
+    *,
+    input: str | None = None,
+    out: Path,
+    arguments: str = "{}",
+    target: str = "grammar",
+    box: list[float] | None = None,
+    memory_gib: Factor = 4.0,
+    seed: Seed = 0,
 ) -> None:
     """Rewrite a torch model into affine maps, ReLU and concatenation, compare it with the original, write it to a file.
 
@@ -39,11 +48,20 @@ def main(
             separated by spaces.
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
-        target: The form: grammar, or keep_add, which leaves additions as they are (Proposition 1).
+        target: The form: grammar; keep_add, which leaves additions as they are; verifier (Conv, Gemm, Relu, Add,
+            Concat, Flatten, Reshape); perceptron (a chain Gemm, Relu, Gemm, ...).
+        box: The lowest and the highest number of an input, e.g. [0, 1]: a perceptron that equals the model between them
+            only is smaller.
+        memory_gib: A target whose matrices need more memory than this is refused.
         seed: The seed of the model's random weights and of the random inputs.
     """
     check_file(out, suffixes=SUFFIXES)
-    targets.find(target)
+    form = targets.find(target)
+    if box is not None and (len(box) != 2 or not box[0] <= box[1]):
+        raise SkipformError(f"--box {box}: the lowest and the highest number of an input are accepted, e.g. [0, 1]")
+    limits = None if box is None else (box[0], box[1])
+    memory = int(memory_gib * 2**30)
+    sparse = target == "perceptron" and out.suffix == ".safetensors"
     generator = torch.Generator().manual_seed(seed)
     model, shapes = _model(factory, input, arguments, seed)
     model = model.double()
@@ -55,9 +73,12 @@ def main(
         bar_format="{desc:9} |{bar:24}| {n_fmt}/{total_fmt} [{elapsed}]",
     ) as bar:
         example = tuple(torch.rand(shape, generator=generator, dtype=torch.float64) for shape in shapes)
-        plain = rewrite(model, example, target)
+        # The sparse perceptron is made of the canonical network below; its dense form may be too large.
+        plain = rewrite(model, example, "keep_add" if sparse else target, box=limits, memory=memory)
         _advance(bar, "compare")
         inputs = [torch.randn(SAMPLES, *shape[1:], generator=generator, dtype=torch.float64) for shape in shapes]
+        if limits:
+            inputs = [x.clamp(*limits) for x in inputs]
         double = _within_bound(model, plain, inputs)
         shape = structure(plain)
         _advance(bar, "compare")
@@ -66,8 +87,12 @@ def main(
         _advance(bar, "write")
         example = tuple(x.float() for x in example)
         with whole(out) as temporary:
-            if out.suffix == ".safetensors":
-                canonical(model, example).save(temporary)
+            if sparse:
+                form.network(model, example, Settings(True, limits, memory)).save(temporary)
+            elif out.suffix == ".safetensors":
+                canonical(model, example, memory).save(temporary)
+            elif out.suffix == ".onnx" and target in ("verifier", "perceptron"):
+                onnx_file.save(plain, temporary)
             else:
                 export(plain, example, temporary)
         _advance(bar, "done")

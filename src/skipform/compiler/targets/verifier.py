@@ -16,7 +16,7 @@ b batch, c o channels, h w pixels, k kernel.
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,22 +34,33 @@ from skipform.compiler.targets.keep_add import AddingEmitter
 from skipform.errors import SkipformError
 from skipform.theory.trees import Window
 
+BORDER = 32  # entries of a row up to which borders are looked for: those of windows
 SAME = 1e-14  # relative: entries of one kernel that were summed in another order differ by a few roundings of 2^-53
 
 
-class _SeparateMaxima(AddingEmitter):
-    """Maxima over boxes along one axis after the other: fewer ReLUs, and every layer is a convolution."""
+class _RegularMaxima(AddingEmitter):
+    """Maxima over boxes one axis after the other, and over windows entry by entry: entry j of all windows is a slice,
+    so that every layer of the tree is a convolution. Shared parts of overlapping windows are computed again instead."""
 
     def box_max(self, x: fx.Node, windows: dict[int, list[Window]]) -> fx.Node:
         for dim, along in windows.items():
             x = self.window_max(x, dim, along)
         return x
 
+    def window_max(self, x: fx.Node, dim: int, windows: Sequence[Window]) -> fx.Node:
+        if len(windows) == 1:
+            return super().window_max(x, dim, windows)
+        level = [self.take(x, dim, entries) for entries in zip(*windows, strict=True)]
+        while len(level) > 1:
+            pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
+            level = [self.maximum(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        return level[0]
+
 
 def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> fx.GraphModule:
     """A graph of conv2d, linear, relu, add, cat along channels, flatten and reshape. Raises SkipformError if its
     weights would take more than the memory, or an output has its batch elsewhere than in front."""
-    graph = rewrite_in_float64(module, inputs, _SeparateMaxima, check=settings.check)
+    graph = rewrite_in_float64(module, inputs, _RegularMaxima, check=settings.check)
     walk = _Walk(graph, Emitter(inputs[0].device, inputs[0].dtype), settings.memory)
     outputs = fx.node.map_arg(graph.graph.output_node().args[0], walk.output)
     plain = finish(walk.e, outputs, [tuple(x.shape[1:]) for x in inputs], type(module).__name__)
@@ -59,23 +70,20 @@ def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings)
     return plain
 
 
+Image = tuple[int, int, int]  # (c, h, w)
+
+
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A tensor of the new graph; shape: of one sample. An image (c, h, w) if it has two or three dimensions."""
+    """A tensor of the new graph with so many entries in a sample, which are an image (c, h, w) or a vector."""
 
     node: fx.Node
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def image(self) -> tuple[int, int, int] | None:
-        return _image(self.shape)
+    size: int
+    image: Image | None
 
 
-def _image(shape: Sequence[int]) -> tuple[int, int, int] | None:
+def _image(shape: Sequence[int]) -> Image | None:
+    """How the entries of a sample with two or three dimensions are an image."""
     if len(shape) == 3:
         return shape[0], shape[1], shape[2]
     return (shape[0], 1, shape[1]) if len(shape) == 2 else None
@@ -83,9 +91,9 @@ def _image(shape: Sequence[int]) -> tuple[int, int, int] | None:
 
 @dataclass
 class Form:
-    """sum_i M_i t_i + b over the entries of one sample of a tensor of this shape."""
+    """sum_i M_i t_i + b: the entries of one sample, best kept as an image or, without one, as a vector."""
 
-    shape: tuple[int, ...]
+    image: Image | None
     bias: np.ndarray
     terms: dict[Base, sparse.csr_array] = field(default_factory=dict)
 
@@ -93,14 +101,14 @@ class Form:
     def entries(self) -> int:
         return sum(matrix.nnz for matrix in self.terms.values())
 
-    def after(self, matrix: Any, bias: np.ndarray, shape: tuple[int, ...]) -> "Form":
+    def after(self, matrix: Any, bias: np.ndarray, image: Image | None) -> "Form":
         """matrix (M t + b) + bias."""
         terms = {base: sparse.csr_array(matrix @ own) for base, own in self.terms.items()}
-        return Form(shape, matrix @ self.bias + bias, terms)
+        return Form(image, matrix @ self.bias + bias, terms)
 
 
 def _of(base: Base) -> Form:
-    return Form(base.shape, np.zeros(base.size), {base: sparse.eye_array(base.size, format="csr")})
+    return Form(base.image, np.zeros(base.size), {base: sparse.eye_array(base.size, format="csr")})
 
 
 class _Walk:
@@ -128,39 +136,33 @@ class _Walk:
                 "target verifier: an output has no batch in its first dimension; batch first is accepted"
             )
         base = self._base(self.forms[node])
-        return self.e.reshape(base.node, [-1, *node.meta["val"].shape[1:]])
+        shape = node.meta["val"].shape[1:]
+        return self._view(base, None) if len(shape) == 1 else self.e.reshape(base.node, [-1, *shape])
 
     def _form(self, node: Any, sources: Sequence[fx.Node]) -> Form:
         shape = _sample(node)
+        image = _image(shape)
         if node.op == "placeholder":
-            base = Base(self.e.input(node.name, node.meta["val"]), shape)
+            base = Base(self.e.input(node.name, node.meta["val"]), math.prod(shape), image)
             self.inputs.append(base)
             return _of(base)
         forms = [self.forms[n] for n in sources]
         if node.target is torch.relu:
             base = self._base(forms[0])
-            return _of(Base(self.e.relu(base.node), base.shape))
+            return _of(replace(base, node=self.e.relu(base.node)))
         if node.target is torch.add:
-            return self._shared(node, self._sum(node, forms, shape))
-        if node.target is torch.cat and node.args[1] == 1 and node.meta["batch_dim"] == 0 and _image(shape):
-            concatenation = self._concatenation(forms, shape)
-            if concatenation:
-                return concatenation
+            return self._shared(node, _sum(forms[0], forms[-1], node.kwargs.get("alpha", 1)))  # x + x has one source
+        if node.target is torch.cat and node.args[1] == 1 and node.meta["batch_dim"] == 0 and image:
+            images = [_image(_sample(n)) for n in node.args[0]]
+            if len({base for form in forms for base in form.terms}) > 1:  # else it may only move entries of one tensor
+                parts = [self._view(self._base(self.forms[n]), i) for n, i in zip(node.args[0], images, strict=True)]
+                return _of(Base(self.e.cat(parts, 1), math.prod(shape), image))
         if node.target in MOVES:
-            return self._moved(node, sources, forms, shape)
-        layer = self._layer(node, forms[0], shape)
+            return self._moved(node, sources, forms, image)
+        layer = self._layer(node, _image(_sample(sources[0])), forms[0], shape)
         if layer:
-            return layer
-        return self._shared(node, forms[0].after(*matrix_of(self.graph, node, sources[0]), shape))
-
-    def _sum(self, node: fx.Node, forms: Sequence[Form], shape: tuple[int, ...]) -> Form:
-        x, y = forms[0], forms[-1]  # x + x has one source
-        alpha = node.kwargs.get("alpha", 1)
-        terms = dict(x.terms)
-        for base, matrix in y.terms.items():
-            scaled = matrix * alpha
-            terms[base] = sparse.csr_array(terms[base] + scaled) if base in terms else scaled
-        return Form(shape, x.bias + alpha * y.bias, terms)
+            return _of(layer)
+        return self._shared(node, forms[0].after(*matrix_of(self.graph, node, sources[0]), image))
 
     def _shared(self, node: fx.Node, form: Form) -> Form:
         """A sum that several operations read is computed once; what only moves or scales entries is not worth it."""
@@ -168,50 +170,41 @@ class _Walk:
             return _of(self._base(form))
         return form
 
-    def _concatenation(self, forms: Sequence[Form], shape: tuple[int, ...]) -> Form | None:
-        """Concat, unless all parts only move entries of one tensor, or one would be no image."""
-        if len({base for form in forms for base in form.terms}) < 2:
-            return None
-        parts = [self._base(form) for form in forms]
-        return _of(Base(self.e.cat([self._view(part, part.shape) for part in parts], 1), shape))
-
-    def _moved(self, node: fx.Node, sources: Sequence[fx.Node], forms: Sequence[Form], shape: tuple[int, ...]) -> Form:
+    def _moved(self, node: fx.Node, sources: Sequence[fx.Node], forms: Sequence[Form], image: Image | None) -> Form:
         rows = moved_rows(self.graph, node, sources)
-        ends = np.cumsum([len(form.bias) for form in forms])
-        moved = Form(shape, np.zeros(len(rows)))
-        for form, end in zip(forms, ends, strict=True):
-            inside = np.flatnonzero((rows >= end - len(form.bias)) & (rows < end))
-            columns = rows[inside] - (end - len(form.bias))
+        if len(forms) == 1 and np.array_equal(rows, np.arange(len(forms[0].bias))):
+            return replace(forms[0], image=forms[0].image or image)  # a reshape
+        moved, start = Form(image, np.zeros(len(rows))), 0
+        for form in forms:
+            stop = start + len(form.bias)
+            inside = np.flatnonzero((rows >= start) & (rows < stop))
             ones = np.ones(len(inside))
-            matrix = sparse.csr_array((ones, (inside, columns)), shape=(len(rows), len(form.bias)))
-            part = form.after(matrix, np.zeros(len(rows)), shape)
-            moved.bias += part.bias
-            for base, own in part.terms.items():
-                moved.terms[base] = sparse.csr_array(moved.terms[base] + own) if base in moved.terms else own
+            pick = sparse.csr_array((ones, (inside, rows[inside] - start)), shape=(len(rows), len(form.bias)))
+            moved, start = _sum(moved, form.after(pick, np.zeros(len(rows)), image), 1), stop
         return moved
 
-    def _layer(self, node: Any, form: Form, shape: tuple[int, ...]) -> Form | None:
+    def _layer(self, node: Any, image: Image | None, form: Form, shape: tuple[int, ...]) -> Base | None:
         """A dense convolution of an image, or a matrix on a vector, as it is; None for any other operation."""
         how = dict(node.kwargs)
-        vector = node.target is F.linear and len(form.shape) == 1
+        vector = node.target is F.linear and len(shape) == 1
         dense = node.target in (F.conv1d, F.conv2d) and how.get("groups", 1) == 1
-        if not vector and not (dense and _image(form.shape) and not isinstance(how.get("padding"), str)):
+        if not vector and not (dense and image and not isinstance(how.get("padding"), str)):
             return None
         weight = constant_of(self.graph, node.args[1])
         bias = constant_of(self.graph, node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
         if vector:
-            return _of(Base(self._gemm(self._base(form), weight, bias), shape))
+            return Base(self._gemm(self._base(form), weight, bias), math.prod(shape), None)
         rank = weight.ndim - 2
         stride, padding, dilation = (
             _pair(how.get(name, default), rank, default)
             for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
         )
         weight = weight if rank == 2 else weight.unsqueeze(2)
-        spread = weight.new_zeros(
-            *weight.shape[:2], *(d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
-        )
+        size = (d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
+        spread = weight.new_zeros(*weight.shape[:2], *size)
         spread[:, :, :: dilation[0], :: dilation[1]] = weight
-        return _of(Base(self._conv(self._base(form), spread, bias, stride, padding), shape))
+        x = self._view(self._base(form), image)
+        return Base(self._conv(x, spread, bias, stride, padding), math.prod(shape), _image(shape))
 
     # -- layers of the new graph ---------------------------------------------------------------------------------
 
@@ -220,11 +213,11 @@ class _Walk:
         terms = [*form.terms.items()] or [(self.inputs[0], sparse.csr_array((len(form.bias), self.inputs[0].size)))]
         base, matrix = terms[0]
         if len(terms) == 1 and _is_identity(matrix) and not form.bias.any():
-            return Base(base.node if base.shape == form.shape else self._view(base, form.shape), form.shape)
-        image, bias, parts = _image(form.shape), form.bias, []
+            return base
+        image, bias, parts = form.image, form.bias, []
         for base, matrix in sorted(terms, key=lambda term: _is_identity(term[1])):
-            if base.shape == form.shape and _is_identity(matrix):
-                parts.append(self._view(base, form.shape))
+            if _is_identity(matrix):
+                parts.append(self._view(base, image))
                 continue
             part, bias = self._product(base, matrix, bias, image)
             parts.append(part)
@@ -232,47 +225,60 @@ class _Walk:
         for part in others:
             total = self.e.emit(torch.add, total, part)
         if bias.any():
-            total = self.e.emit(torch.add, total, torch.from_numpy(bias).reshape(1, *(image or form.shape)))
-        return Base(total, form.shape)
+            total = self.e.emit(torch.add, total, torch.from_numpy(bias).reshape(1, *(image or (-1,))))
+        return Base(total, len(form.bias), image)
 
     def _product(
-        self, base: Base, matrix: sparse.csr_array, bias: np.ndarray, image: tuple[int, int, int] | None
+        self, base: Base, matrix: sparse.csr_array, bias: np.ndarray, image: Image | None
     ) -> tuple[fx.Node, np.ndarray]:
-        """matrix @ base + bias as a convolution or a Gemm, and what of the bias is left, since a convolution adds one
+        """matrix @ base + bias as convolutions or a Gemm, and what of the bias is left, since a convolution adds one
         number for each channel."""
         left = np.zeros_like(bias)
-        kernel = convolution_of(matrix, base.image, image) if base.image and image else None
-        if kernel is None or image is None:
+        steps = convolutions_of(matrix, base.image, image) if base.image and image else None
+        if steps is None or image is None:
             self._count(math.prod(matrix.shape), add=False)  # before it is made
             y = self._gemm(base, torch.from_numpy(matrix.toarray()), torch.from_numpy(bias))
             return (self.e.reshape(y, [-1, *image]) if image else y), left
-        weight, stride, padding = kernel
         per_channel = bias.reshape(image[0], -1)
         own = per_channel[:, 0].copy()
         if (per_channel != own[:, None]).any():
             own, left = np.zeros_like(own), bias
-        return self._conv(base, torch.from_numpy(weight), torch.from_numpy(own), stride, padding), left
+        parts: list[fx.Node] = []
+        for step in steps:
+            y = self._view(base, base.image)
+            for kernel in step:
+                last = kernel is step[-1] and not parts
+                y = self._conv(
+                    y,
+                    torch.from_numpy(kernel.weight),
+                    torch.from_numpy(own) if last else None,
+                    kernel.stride,
+                    kernel.padding,
+                )
+            parts.append(y)
+        total, *others = parts
+        for part in others:
+            total = self.e.emit(torch.add, total, part)
+        return total, left
 
-    def _view(self, base: Base, shape: tuple[int, ...]) -> fx.Node:
-        """The tensor as the image or the vector that one of this shape is kept as."""
-        image = _image(shape)
-        return self.e.reshape(base.node, [-1, *image]) if image else self._flat(base)
-
-    def _flat(self, base: Base) -> fx.Node:
+    def _view(self, base: Base, image: Image | None) -> fx.Node:
+        """The tensor as an image, or as a vector."""
+        if image:
+            return self.e.reshape(base.node, [-1, *image])
         return base.node if base.node.meta["val"].ndim == 2 else self.e.emit(torch.flatten, base.node, 1)
 
     def _gemm(self, base: Base, weight: Tensor, bias: Tensor | None) -> fx.Node:
         self._count(weight.numel())
-        return self.e.linear(self._flat(base), weight, bias if bias is not None else weight.new_zeros(len(weight)))
+        return self.e.linear(
+            self._view(base, None), weight, bias if bias is not None else weight.new_zeros(len(weight))
+        )
 
     def _conv(
-        self, base: Base, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
+        self, x: fx.Node, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
     ) -> fx.Node:
         self._count(weight.numel())
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        return self.e.convolution(
-            self._view(base, base.shape), weight, bias, stride=tuple(stride), padding=tuple(padding)
-        )
+        return self.e.convolution(x, weight, bias, stride=tuple(stride), padding=tuple(padding))
 
     def _count(self, entries: int, *, add: bool = True) -> None:
         needed = 8 * (self.weights + entries)
@@ -282,6 +288,15 @@ class _Walk:
                 f" memory={self.memory / 2**30:.2g} GiB is accepted (smaller inputs, or more)"
             )
         self.weights += entries if add else 0
+
+
+def _sum(x: Form, y: Form, alpha: float) -> Form:
+    """x + alpha y."""
+    terms = dict(x.terms)
+    for base, matrix in y.terms.items():
+        scaled = sparse.csr_array(matrix * alpha)
+        terms[base] = sparse.csr_array(terms[base] + scaled) if base in terms else scaled
+    return Form(x.image or y.image, x.bias + alpha * y.bias, terms)
 
 
 def _sample(node: fx.Node) -> tuple[int, ...]:
@@ -306,11 +321,66 @@ def _is_identity(matrix: sparse.csr_array) -> bool:
     )
 
 
-def convolution_of(
-    matrix: sparse.csr_array, image: tuple[int, int, int], result: tuple[int, int, int]
-) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]] | None:
-    """(weight (o, c, kh, kw), stride, padding) of the convolution that the matrix from an image (c, h, w) to a result
-    (o, h', w') is; None if it is none, or one with more weights than the matrix has entries, zeros counted."""
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A convolution with weight (o, c, kh, kw)."""
+
+    weight: np.ndarray
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+def convolutions_of(
+    matrix: sparse.csr_array, image: Image, result: Image, axes: tuple[int, ...] = (1, 2)
+) -> list[list[Kernel]] | None:
+    """The matrix from an image (c, h, w) to a result (o, h', w') as a sum of chains of convolutions: one convolution,
+    or, where the first or the last position of an axis differs from the others, as at the border of a padded max
+    pooling, one onto these positions followed by one that puts them in their place. None if it is neither, or if the
+    convolutions had more weights than the matrix has entries, zeros counted."""
+    whole = convolution_of(matrix, image, result)
+    if whole:
+        return [[whole]]
+    if matrix.nnz > BORDER * matrix.shape[0]:
+        return None
+    for axis in axes:
+        others = tuple(a for a in axes if a > axis)
+        for first, last in ((1, 0), (0, 1), (1, 1)):
+            edges = [0, first, result[axis] - last, result[axis]]
+            steps = _by_segments(matrix, image, result, axis, edges, others) if edges[1] <= edges[2] else None
+            if steps and sum(kernel.weight.size for step in steps for kernel in step) <= math.prod(matrix.shape):
+                return steps
+    return None
+
+
+def _by_segments(
+    matrix: sparse.csr_array, image: Image, result: Image, axis: int, edges: list[int], axes: tuple[int, ...]
+) -> list[list[Kernel]] | None:
+    """convolutions_of for each segment from one edge to the next along an axis of the result."""
+    steps = []
+    rows = np.arange(matrix.shape[0]).reshape(result)
+    for start, stop in itertools.pairwise(edges):
+        if start == stop:
+            continue
+        height, width = (stop - start if a == axis else result[a] for a in (1, 2))
+        segment = (result[0], height, width)
+        place = rows.take(range(start, stop), axis).ravel()
+        part = matrix[place]
+        if not part.nnz:  # x - x where a window meets the border
+            continue
+        inner = convolutions_of(part, image, segment, axes)
+        if inner is None:
+            return None
+        put = sparse.csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(rows.size, len(place)))
+        outer = convolution_of(put, segment, result)
+        if outer is None:
+            return None
+        steps += [[*step, outer] for step in inner]
+    return steps
+
+
+def convolution_of(matrix: sparse.csr_array, image: Image, result: Image) -> Kernel | None:
+    """The convolution that the matrix from an image (c, h, w) to a result (o, h', w') is; None if it is none, or one
+    with more weights than the matrix has entries, zeros counted."""
     entries = sparse.coo_array(matrix)
     entries.eliminate_zeros()
     if not entries.nnz:
@@ -356,7 +426,7 @@ def _strides(pixel: np.ndarray, target: np.ndarray) -> list[int]:
 
 def _padded(
     weight: np.ndarray, first: Sequence[int], stride: Sequence[int], image: Sequence[int], result: Sequence[int]
-) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+) -> Kernel:
     """The convolution with as much padding before as after: its kernel starts at -padding instead of `first`, and is as
     long as the number of output positions asks for."""
     padding, around = [], [(0, 0), (0, 0)]
@@ -367,4 +437,4 @@ def _padded(
         shortest = n + 2 * p - s * m + 1  # that does not reach m + 1 positions
         padding.append(p)
         around.append((f + p, max(0, shortest - (f + p + k))))
-    return np.pad(weight, around), (stride[0], stride[1]), (padding[0], padding[1])
+    return Kernel(np.pad(weight, around), (stride[0], stride[1]), (padding[0], padding[1]))
