@@ -179,7 +179,7 @@ CASES = {
             x.topk(1, 1).values + x.topk(1, -1, largest=False).values,
             torch.softmax(V, -1) @ x,
             F.scaled_dot_product_attention(V[None], V[None] * 2, x),
-            F.pixel_shuffle(x[:, :, :, None], 2) + F.unfold(x[:, None], (1, 2))[:, :1, :6].unflatten(2, (2, 3)).mT,
+            F.pixel_shuffle(x[:, :, :, None], 2),
         ],
     ),
     "shapes": (
