@@ -503,7 +503,9 @@ def rejoined(split: Callable[..., Any]) -> Callable[[Drawing, int, int], Callabl
     return make
 
 
-def indexed(function: Callable[[Tensor, int, Tensor], Tensor], *, whole_shape: bool = False) -> Generator:
+def indexed(
+    function: Callable[[Tensor, int, Tensor], Tensor], *, whole_shape: bool = False, gain: float = 1.0
+) -> Generator:
     """An operation with constant indices along a dimension; of the shape of the tensor, one row for all samples, or
     one-dimensional."""
 
@@ -513,7 +515,7 @@ def indexed(function: Callable[[Tensor, int, Tensor], Tensor], *, whole_shape: b
         n, count = sizes[dim], d.choice(1, 2, 3, 4, 5)
         if not whole_shape:
             w = d.index(n, count)
-            return Step(lambda x, w: function(x, dim, w), (i,), (w,))
+            return Step(lambda x, w: function(x, dim, w), (i,), (w,), gain=gain)
         shape = [1 if m == -1 else m for m in sizes]
         shape[dim] = count
         batch = sizes.index(-1)
@@ -524,6 +526,7 @@ def indexed(function: Callable[[Tensor, int, Tensor], Tensor], *, whole_shape: b
             ),
             (i,),
             (w,),
+            gain=gain,
         )
 
     return generator
@@ -584,6 +587,7 @@ operations(
     cumsum=along(lambda d, dim, n: lambda x: x.cumsum(dim), float),
     max=extreme(torch.max),
     min=extreme(torch.min),
+    topk=along(lambda d, dim, n: lambda x: torch.topk(x, 1, dim).values),
     cummax=along(lambda d, dim, n: lambda x: torch.cummax(x, dim).values),
     cummin=along(lambda d, dim, n: lambda x: torch.cummin(x, dim).values),
     cat=joined(torch.cat),
@@ -606,6 +610,9 @@ operations(
     ),
     index_copy=indexed(lambda x, dim, w: torch.index_copy(x, dim, w[:1], -x.narrow(dim, 0, 1))),
     gather=indexed(torch.gather, whole_shape=True),
+    scatter=indexed(lambda x, dim, w: x.scatter(dim, w, 2.0), whole_shape=True),
+    scatter_add=indexed(lambda x, dim, w: x.scatter_add(dim, w, x.gather(dim, w)), whole_shape=True, gain=6),
+    index_add=indexed(lambda x, dim, w: x.index_add(dim, w, x.index_select(dim, w)), gain=6),
     flip=along(lambda d, dim, n: lambda x: x.flip(dim)),
     roll=along(lambda d, dim, n: (lambda k: lambda x: x.roll(k, dim))(d.integer(-n, n))),
     repeat_interleave=along(lambda d, dim, n: lambda x: x.repeat_interleave(2, dim)),

@@ -69,6 +69,11 @@ def standardised(weight):
     return (weight - weight.mean((1, 2, 3), keepdim=True)) / weight.std((1, 2, 3), keepdim=True)
 
 
+def rows(x):
+    """For every sample and column, three of the four rows, each once."""
+    return torch.tensor([[[0, 1, 2], [3, 2, 1], [1, 0, 0]]]).expand(x.shape[0], 3, 3)
+
+
 # name -> (shape of one input, function -> tensors); one export each, so that the file stays quick
 CASES = {
     "convolution": (
@@ -157,6 +162,24 @@ CASES = {
             x.unfold(2, 3, 2),
             F.unfold(x, 3, padding=1),
             F.fold(x.flatten(2)[:, :4, :12], (4, 5), 2),
+        ],
+    ),
+    "constant places": (
+        (4, 3),
+        lambda x: [
+            x.scatter(1, rows(x), 2 * x),
+            x.scatter(-2, rows(x), 5.0) + x.scatter(2, rows(x)[:, :, :1], x),
+            x.new_zeros(x.shape[0], 5, 3).scatter(1, rows(x), x),
+            x.scatter(1, rows(x), W[None].expand(x.shape[0], -1, -1)),
+            x.scatter_add(1, torch.zeros_like(rows(x)), 2 * x) + x.scatter_add(1, rows(x), x.relu()),
+            x.scatter_add(1, rows(x), W[None].expand(x.shape[0], -1, -1)),
+            x.permute(1, 0, 2).scatter_add(2, rows(x).permute(1, 0, 2) // 2, x.permute(1, 0, 2)),
+            x.index_add(1, torch.tensor([2, 2, 0]), x[:, :3], alpha=3),
+            x.index_copy(1, torch.tensor([2, 0]), x[:, 1:3]) + x.index_fill(2, torch.tensor([2, 0]), 3.0),
+            x.topk(1, 1).values + x.topk(1, -1, largest=False).values,
+            torch.softmax(V, -1) @ x,
+            F.scaled_dot_product_attention(V[None], V[None] * 2, x),
+            F.pixel_shuffle(x[:, :, :, None], 2),
         ],
     ),
     "shapes": (
@@ -395,6 +418,13 @@ REFUSED = {  # what a message must name
     "random": (Function(lambda x: F.dropout(x)), ["dropout", "random"]),
     "batch statistics": (Function(lambda x: F.batch_norm(x, None, None, training=True)), ["batch_norm", "eval mode"]),
     "image statistics": (nn.InstanceNorm1d(4), ["instance_norm"]),
+    "topk": (Function(lambda x: x.topk(2, 1).values), ["topk", "2 largest entries", "amax"]),
+    "kthvalue": (Function(lambda x: x.kthvalue(2, 1).values), ["kthvalue", "no rewriting rule; nearest", "amax"]),
+    "normalised dot": (Function(lambda x: (F.normalize(x, dim=1) * x).sum(1)), ["linalg_vector_norm", "order 2"]),
+    "scatter twice": (
+        Function(lambda x: x.scatter(1, torch.zeros_like(rows(x)), x)),
+        ["scatter", "more than once", "scatter_add"],
+    ),
     "no rule": (Function(lambda x: x.sort(1).values), ["sort", "no rewriting rule"]),
     "mixed batch": (Function(lambda x: x + x.flip(0)), ["flip", "batch"]),
     "mean over the batch": (Function(lambda x: x - x.mean(0)), ["mean", "batch"]),

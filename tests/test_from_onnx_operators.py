@@ -567,7 +567,7 @@ GENERATORS = {
     **dict.fromkeys(("Neg", "Relu", "Abs", "Identity", "Sign", "Floor", "Ceil", "Round", "Not"), unary),
     **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Sin", "Cos", "Tan", "Atan", "Erf", "Softplus", "Softsign"), unary),
     **dict.fromkeys(("Mish", "HardSwish", "Gelu"), unary),
-    **dict.fromkeys(("Log", "Sqrt", "Reciprocal"), positive),
+    **dict.fromkeys(("Log", "Sqrt", "Reciprocal", "LpNormalization"), positive),
     **dict.fromkeys(("Add", "Sub", "Mul"), other),
     **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), comparison),
     **dict.fromkeys(("And", "Or", "Xor"), logical),
@@ -644,7 +644,18 @@ ROUNDED |= {
     "Gelu",
     "Softmax",
 }
-ROUNDED |= {"Softplus", "Softsign", "Mish", "HardSwish", "ReduceL2", "ReduceLogSumExp", "LeakyRelu", "PRelu", "Pow"}
+ROUNDED |= {
+    "LpNormalization",
+    "Softplus",
+    "Softsign",
+    "Mish",
+    "HardSwish",
+    "ReduceL2",
+    "ReduceLogSumExp",
+    "LeakyRelu",
+    "PRelu",
+    "Pow",
+}
 FIRST = {"Mish": 18, "Gelu": 20}
 
 

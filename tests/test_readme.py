@@ -9,7 +9,9 @@ import subprocess
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import helper
 
 from skipform.stages import cli
 
@@ -34,6 +36,12 @@ def test_make_knows_every_target_shown(command):
     assert done.returncode == 0, done.stderr
 
 
+def perceptron():
+    """Any ONNX file: y = relu(x) of four numbers."""
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
+    return helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [x], [y]))
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("skipform ")])
 def test_every_program_call_runs(command, tmp_path, monkeypatch):
     """In a scratch folder that holds the experiments, at scale smoke, with small inputs."""
@@ -48,6 +56,8 @@ def test_every_program_call_runs(command, tmp_path, monkeypatch):
     if arguments[0] == "evaluate":
         options = ["--scale", "smoke", "--seeds", "0", "--workers", "1", "--wandb", "disabled"]
         assert cli.main(["fit", "--config", "survey/resnet", *options]) == 0
+    if "model.onnx" in arguments:
+        onnx.save(perceptron(), "model.onnx")
     if arguments[0] == "data":  # nothing is fetched here; at scale smoke nothing is missing
         arguments = ["data", "--scale", "smoke"]
     assert cli.main(arguments) == 0

@@ -13,7 +13,14 @@ from skipform.compiler import targets
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examples, mutates
 from skipform.compiler.check import check as compare
 from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
-from skipform.compiler.rules import NOT_PIECEWISE_LINEAR, RULES, PaddedWithMinusInfinity, Unavailable, is_activation
+from skipform.compiler.rules import (
+    NEAREST,
+    NOT_PIECEWISE_LINEAR,
+    RULES,
+    PaddedWithMinusInfinity,
+    Unavailable,
+    is_activation,
+)
 from skipform.compiler.sequential import read
 from skipform.compiler.targets import MEMORY, Settings
 from skipform.errors import SkipformError, first_line
@@ -177,7 +184,7 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
     if name not in RULES:
         if name in NOT_PIECEWISE_LINEAR:
             raise emitter.unsupported("is not piecewise linear", NOT_PIECEWISE_LINEAR[name])
-        raise emitter.unsupported("has no rewriting rule")
+        raise emitter.unsupported("has no rewriting rule", NEAREST.get(name))
     if any(isinstance(leaf, PaddedWithMinusInfinity) for leaf in flat) and not name.startswith("max_pool"):
         raise emitter.unsupported("takes entries of -inf; only a max pooling may follow that padding")
     try:

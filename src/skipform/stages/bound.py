@@ -12,13 +12,13 @@ from skipform.errors import SkipformError
 from skipform.files import whole
 from skipform.measure import output_range
 from skipform.outputs import check_file
-from skipform.stages.models import from_factory, read_inputs, shape_of
+from skipform.stages.models import read_inputs, with_shape
 
 
 def main(
     factory: str,
     *,
-    input: str,
+    input: str | None = None,
     box: list[float],
     output: Natural = 0,
     centre: Path | None = None,
@@ -35,8 +35,9 @@ def main(
     inputs where the values are taken are evaluated by the model itself.
 
     Args:
-        factory: MODULE:FACTORY, a callable that returns the model, e.g. torchvision.models:resnet18.
-        input: The shape of one input, e.g. 3,32,32.
+        factory: MODULE:FACTORY, a callable that returns the model, e.g. torchvision.models:resnet18; or an ONNX file of
+            one input.
+        input: For MODULE:FACTORY, the shape of one input, e.g. 3,32,32.
         box: The lowest and the highest number of an input, e.g. [0, 1].
         output: The index of the output.
         centre: A .npy file of one input; with --radius the box is what of it lies within this distance of the centre.
@@ -49,8 +50,8 @@ def main(
     """
     if out is not None:
         check_file(out, suffixes=(".npy",))
-    lower, upper = _box(box, shape_of(input), centre, radius)
-    model = from_factory(factory, arguments, seed=seed)
+    model, shape = with_shape(factory, input, arguments, seed=seed)
+    lower, upper = _box(box, shape, centre, radius)
     with tqdm(desc="bound", leave=False, disable=None, bar_format="{desc} [{elapsed}]") as bar:
 
         def show(end: str, value: float, bound: float) -> None:

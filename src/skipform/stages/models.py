@@ -55,6 +55,19 @@ def from_file(source: str, input: str | None, arguments: str) -> tuple[nn.Module
     return module, [tuple(x.shape) for x in examples]
 
 
+def with_shape(source: str, input: str | None, arguments: str, *, seed: Seed = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model of MODULE:FACTORY or of an ONNX file, and the shape of one input: the option, or the file's."""
+    if is_file(source):
+        model, shapes = from_file(source, input, arguments)
+        if len(shapes) != 1:
+            raise SkipformError(f"{source}: a network of {len(shapes)} inputs; one is accepted")
+        return model, shapes[0][1:]
+    if input is None:
+        raise SkipformError(f"{source}: --input is missing; MODULE:FACTORY takes the shape of one input, e.g. 3,32,32")
+    shape = shape_of(input)
+    return from_factory(source, arguments, seed=seed), shape
+
+
 def shape_of(text: str) -> tuple[int, ...]:
     """The shape that a text such as "3,32,32" names. Raises SkipformError if it names none."""
     try:

@@ -15,7 +15,7 @@ from skipform.files import whole, write_text
 from skipform.measure import PlaneRegions, plane
 from skipform.outputs import check_file
 from skipform.runs import Run
-from skipform.stages.models import from_factory, from_file, is_file, read_inputs, shape_of
+from skipform.stages.models import is_file, read_inputs, with_shape
 
 SUFFIXES = (".svg", ".png", ".pdf")
 COLUMNS = ["region", "piece", "area", "corners"]  # of the table
@@ -88,21 +88,14 @@ def _network(
         if len(chosen) != 3 or not all(0 <= i < len(test) for i in chosen):
             raise SkipformError(f"--images {chosen}: three indices from 0 to {len(test) - 1} are accepted")
         return run.net(), test[0], test[chosen]
-    if is_file(source):
-        if images is not None:
-            raise SkipformError(f"{source}: --images needs a run's folder; an ONNX file takes --points or --seed")
-        net, shapes = from_file(source, input, arguments)
-        if len(shapes) != 1:
-            raise SkipformError(f"{source}: a network of {len(shapes)} inputs; one is accepted")
-        return net, torch.zeros(shapes[0][1:], dtype=torch.float64), None
-    if ":" not in source:
+    if ":" not in source and not is_file(source):
         raise SkipformError(
             f"{shown(source)}: neither a run's folder (with config.yaml) nor MODULE:FACTORY nor an ONNX file"
         )
-    if input is None or images is not None:
-        wrong = "--input is missing" if input is None else "--images needs a run's folder"
-        raise SkipformError(f"{source}: {wrong}; MODULE:FACTORY takes --input, e.g. 3,32,32, and --points or --seed")
-    return from_factory(source, arguments, seed=seed), torch.zeros(shape_of(input), dtype=torch.float64), None
+    if images is not None:
+        raise SkipformError(f"{source}: --images needs a run's folder; other networks take --points or --seed")
+    net, shape = with_shape(source, input, arguments, seed=seed)
+    return net, torch.zeros(shape, dtype=torch.float64), None
 
 
 def _box(box: list[float] | None) -> tuple[float, float, float, float]:

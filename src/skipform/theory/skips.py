@@ -213,14 +213,22 @@ def multiply(*shapes: Shape, form: str = "squares", exact: bool = False) -> Prod
 
 
 def dot(
-    first: Shape, second: Shape, *, axes: int | tuple[int, int], form: str = "squares", exact: bool = False
+    first: Shape,
+    second: Shape,
+    *,
+    axes: int | tuple[int, int],
+    normalize: bool = False,
+    form: str = "squares",
+    exact: bool = False,
 ) -> ProductNetwork:
     """sum_k x_..k.. y_..k.. along one axis of each tensor, counted as in Keras with the batch as axis 0.
 
     The output has the remaining axes of x, then those of y; with none left it is (1,), as in Keras.
     form as in `multiply`, 'log' for positive entries only. normalize=True of Keras, a quotient by norms, is not a
-    product and has no form here.
+    product and is refused.
     """
+    if normalize:
+        raise SkipformError("dot: normalize=True divides by norms, which is no product; False is accepted")
     a, b = (axes, axes) if isinstance(axes, int) else axes
     for name, axis, shape in (("first", a, first), ("second", b, second)):
         if not 1 <= (axis if axis >= 0 else axis + len(shape) + 1) <= len(shape):

@@ -597,6 +597,16 @@ def layer_norm(call: Call) -> Rule:
     return along(call, normalise, operands, range(axis, call.x.rank))
 
 
+def lp_norm(call: Call) -> Rule:
+    """x divided by its norm of order p along one axis."""
+    axis, p = call.axis(call.attribute("axis", -1)), call.attribute("p", 2)
+
+    def normalise(lead: int, x: Tensor) -> Tensor:
+        return x / torch.linalg.vector_norm(x, p, axis + lead, keepdim=True)
+
+    return along(call, normalise, [call.x], [axis])
+
+
 def local_response_norm(call: Call) -> Rule:
     size, alpha, beta, bias = (call.attribute(name) for name in ("size", "alpha", "beta", "bias"))
     return Rule(lambda lead, x: F.local_response_norm(x, size, alpha, beta, bias), [call.x], ROWS)
@@ -769,6 +779,7 @@ OPERATORS: dict[str, OperatorRule] = {
     "InstanceNormalization": instance_norm,
     "LayerNormalization": layer_norm,
     "LRN": local_response_norm,
+    "LpNormalization": lp_norm,
     "Dropout": dropout,
     # piecewise linear
     "Relu": entrywise(F.relu),

@@ -13,7 +13,7 @@ from typing import Any
 from skipform.compiler.rules import affine, averages, maxima, moves, piecewise
 from skipform.compiler.rules.values import PaddedWithMinusInfinity, Unavailable, is_activation, result_sizes
 
-__all__ = ["NOT_PIECEWISE_LINEAR", "RULES", "PaddedWithMinusInfinity", "Unavailable", "is_activation"]
+__all__ = ["NEAREST", "NOT_PIECEWISE_LINEAR", "RULES", "PaddedWithMinusInfinity", "Unavailable", "is_activation"]
 
 # Operations that are not piecewise linear, or not even continuous, with the nearest operation that is.
 NOT_PIECEWISE_LINEAR = {
@@ -64,6 +64,16 @@ NOT_PIECEWISE_LINEAR = {
     ),
 }
 
+# Operations without a rule that have a near one with a rule.
+NEAREST = {
+    **dict.fromkeys(("sort", "argsort", "kthvalue", "median", "nanmedian", "mode"), "max or min, amax or amin"),
+    **dict.fromkeys(("scatter_reduce", "index_reduce"), "scatter_add, or maximum of slices"),
+    "masked_scatter": "where with a constant mask",
+    "cdist": "abs and sum of differences",
+    "logcumsumexp": "cummax",
+    **dict.fromkeys(("prod", "cumprod"), "sum or cumsum"),
+}
+
 RULES: dict[str, Callable[..., Any]] = {
     # affine
     "add": affine.add,
@@ -94,6 +104,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "mean": affine.mean,
     "sum": affine.total,
     "cumsum": affine.cumsum,
+    "scatter_add": affine.scatter_add,
+    "index_add": affine.index_add,
     "linalg_vector_norm": piecewise.vector_norm,
     "col2im": affine.fold,
     "grid_sampler_2d": affine.sample_grid,
@@ -144,6 +156,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "min": maxima.min_of,
     "amax": maxima.amax,
     "amin": maxima.amin,
+    "topk": maxima.top,
     "cummax": maxima.running_max,
     "cummin": maxima.running_min,
     "max_pool1d": maxima.max_pool,
@@ -188,6 +201,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "unbind": moves.unbind,
     "repeat": moves.repeat,
     "index_select": moves.index_select,
+    "scatter": moves.scatter,
     "pad": moves.pad,
     "constant_pad_nd": moves.constant_pad,
     **dict.fromkeys(("reflection_pad1d", "reflection_pad2d", "reflection_pad3d"), moves.reflection_pad),

@@ -237,6 +237,45 @@ def cumsum(e: Emitter, x: fx.Node, dim: int, *, dtype: Any = None) -> fx.Node:
     return e.along(x, dim, torch.ones(size_of(x, dim), size_of(x, dim)).tril())
 
 
+def scatter_add(e: Emitter, x: Value, dim: int, index: Operand, source: Value) -> fx.Node:
+    """x plus the entries of the source, each at its constant place along dim: one 0/1 matrix of the source."""
+    if isinstance(index, fx.Node):
+        raise e.unsupported("an index that depends on the input is not continuous", "constant indices")
+    sizes = result_sizes(e)
+    if not isinstance(source, fx.Node):
+        ones = [1 if d == -1 else d for d in sizes]
+        added = torch.zeros(ones, dtype=torch.float64).scatter_add(dim, index, real(e, source))
+        return linear_sum(e, [(x, 1.0), (added, 1.0)])
+    batch = source.meta["batch_dim"]
+    e.not_batch(source, dim % len(sizes))
+    flat = e.batch_first(source)
+    _, *entries = e.sizes(flat)
+    unit = torch.eye(math.prod(entries), dtype=torch.float64)
+    unit = unit.reshape(-1, *entries).movedim(0, batch)  # one sample for every entry of the source
+    count = unit.shape[batch]
+    image = torch.zeros([count if d == -1 else d for d in sizes], dtype=torch.float64)
+    places = index.expand([count if d == batch else n for d, n in enumerate(index.shape)])
+    image = image.scatter_add(dim, places, unit).movedim(batch, 0)  # (entries of the source, those of the result)
+    y = e.linear(e.reshape(flat, [-1, math.prod(entries)]), image.reshape(len(image), -1).T)
+    y = e.batch_to(e.reshape(y, [-1, *image.shape[1:]]), batch)
+    return linear_sum(e, [(x, 1.0), (y, 1.0)])
+
+
+def index_add(e: Emitter, x: Value, dim: int, index: Operand, source: Value, *, alpha: float = 1) -> fx.Node:
+    """x plus alpha times the slices of the source along dim, each at its constant place: a 0/1 matrix along dim."""
+    if isinstance(index, fx.Node):
+        raise e.unsupported("an index that depends on the input is not continuous", "constant indices")
+    dim %= len(result_sizes(e))
+    n = size_of(x, dim) if isinstance(x, (fx.Node, Tensor)) else 1
+    matrix = torch.zeros(n, index.numel(), dtype=torch.float64)
+    matrix[index.flatten().long(), torch.arange(index.numel())] = 1.0
+    if isinstance(source, fx.Node):
+        added: Value = e.along(source, dim, matrix)
+    else:
+        added = torch.tensordot(matrix, real(e, source), ([1], [dim])).movedim(0, dim)
+    return linear_sum(e, [(x, 1.0), (added, alpha)])
+
+
 # -- one matrix for every channel --------------------------------------------------------------------------------
 
 

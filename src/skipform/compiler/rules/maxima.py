@@ -91,6 +91,15 @@ def _extreme(e: Emitter, x: Value, dim: int | None, sign: float) -> tuple[fx.Nod
     return e.reshape(e.scale(top, sign, 0.0), sizes), Unavailable("the index of an extreme value")
 
 
+def top(
+    e: Emitter, x: fx.Node, k: int, dim: int = -1, largest: bool = True, is_sorted: bool = True
+) -> tuple[fx.Node, Unavailable]:
+    """topk for k = 1, a maximum; the k-th largest entry has no rule."""
+    if k != 1:
+        raise e.unsupported(f"takes the {k} largest entries", "the largest one (amax)")
+    return _extreme(e, x, dim, sign=1.0 if largest else -1.0)
+
+
 def running_max(e: Emitter, x: fx.Node, dim: int) -> tuple[fx.Node, Unavailable]:
     """cummax: entry i is the maximum of the entries 0..i."""
     (dim,) = dims_of(x, dim)

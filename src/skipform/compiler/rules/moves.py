@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from skipform.compiler.emit import Emitter
+from skipform.compiler.rules.affine import masked_fill
 from skipform.compiler.rules.values import (
     Operand,
     PaddedWithMinusInfinity,
@@ -274,6 +275,21 @@ def move(e: Emitter, *args: Any, **kwargs: Any) -> fx.Node:
         state = e.emit(F.pad, state, (0, 1))
     y = e.take(state, 1, index.tolist())
     return e.batch_to(e.reshape(y, [-1, *first.shape]), batch)
+
+
+def scatter(e: Emitter, x: Value, dim: int, index: Operand, source: Value, *, reduce: str | None = None) -> fx.Node:
+    """x with the entries at constant places along dim replaced by a number, or by entries of the source."""
+    if isinstance(index, fx.Node):
+        raise e.unsupported("an index that depends on the input is not continuous", "constant indices")
+    if reduce is not None:
+        raise e.unsupported(f"reduces by {reduce!r}", "scatter_add")
+    sizes = [1 if d == -1 else d for d in result_sizes(e)]
+    times = torch.zeros(sizes).scatter_add(dim, index, torch.ones(index.shape))
+    if not isinstance(source, (fx.Node, Tensor)):
+        return masked_fill(e, x, times > 0, source)
+    if bool((times > 1).any()):
+        raise e.unsupported("writes an entry more than once, in no fixed order", "scatter_add")
+    return move(e, x, dim, index, source)
 
 
 def _as_in_batch(e: Emitter, argument: Any, original: Any) -> Any:
