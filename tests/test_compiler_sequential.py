@@ -134,7 +134,7 @@ OTHERS = {
     "a subclass": (chain(Doubling(3, 3)), (1, 3)),
     "a subclass of Sequential": (Named(nn.Linear(3, 3)).eval(), (1, 3)),
     "another layer": (chain(nn.LeakyReLU()), (1, 3)),
-    "training mode": (chain(nn.Linear(3, 3).train()), (1, 3)),
+    "training mode": (chain().train(), (1, 3)),
     "weights of another dtype": (chain().double(), (1, 3)),
     "an input that does not fit": (chain(), (1, 4)),
     "an image without channels": (nn.Conv2d(1, 2, 3).eval(), (1, 5, 5)),
