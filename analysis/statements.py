@@ -81,7 +81,7 @@ maxima
 
 # %%
 errata = {text.split(":")[0] for text in statements["erratum"].dropna()}
-proved_for = sorted({n for numbers in statements.get("proved_for", []) for n in numbers})
+proved_for = sorted({n for numbers in statements.get("proved_for", ()) if isinstance(numbers, list) for n in numbers})
 window = constructors[constructors["instance"].str.startswith("window 3, stride 2")].set_index("name")
 exact, proved = (statements[column].astype("boolean") for column in ("exact", "proved"))
 frame.write_numbers(

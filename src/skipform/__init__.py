@@ -1,4 +1,4 @@
-"""skipform: pooling layers and skip connections as affine maps and concatenated ReLUs.
+"""skipform: pooling layers and skip connections as affine maps and concatenated activation functions.
 
 The companion of J. Nagase, T. Ishiwata, "Construction of pooling layer by skip connection and analysis based on
 expressive power of these models" (JSAI 2019). Everything stands on the canonical network

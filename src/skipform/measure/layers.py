@@ -67,4 +67,5 @@ def layer_ranks(
         for chunk in along.split(at_once):
             for name, rows in vmap(slopes)(chunk).items():  # (chunk, m)
                 columns[name].append(projections[name](rows) if name in projections else rows)
-    return {name: Rank.of(torch.cat(columns[name]).T, (sizes[name], len(along))) for name in (*names, OUTPUT)}
+    wholes = {name: (m, len(along)) for name, m in sizes.items() if name in projections}
+    return {name: Rank.of(torch.cat(columns[name]).T, wholes.get(name)) for name in (*names, OUTPUT)}

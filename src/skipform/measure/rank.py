@@ -169,12 +169,6 @@ def _projected(value: Callable[..., Tensor], free: dict[str, Tensor], x: Tensor,
     return torch.cat(parts)
 
 
-def points_within(memory: int, net: nn.Module, outputs: int) -> int:
-    """The largest number of points whose `functional_dimension`, of a module with `outputs` outputs, needs at most
-    `memory` bytes."""
-    return memory // _jacobian_bytes(outputs, sum(p.numel() for p in net.parameters() if p.requires_grad))
-
-
 def ranks(net: nn.Module, inner: nn.Module, x: Tensor, name: str = "feature") -> dict[str, Any]:
     """The ranks of two Jacobians at x: of the scores, and of the output of `inner`, under its `name`."""
     scores, hidden = jacobian_rank(net, x), jacobian_rank(inner, x)

@@ -175,7 +175,7 @@ def report_of(entity: str, project: str, groups: list[Group]) -> wr.Report:
         wr.H1("Rewriting"),
         _grid("grammar", [expr.Metric("JobType") == "grammar"], [_table("grammar")]),
     ]
-    description = "Pooling layers and skip connections as affine maps and concatenated ReLUs"
+    description = "Pooling layers and skip connections as affine maps and concatenated activation functions"
     return wr.Report(entity=entity, project=project, title=NAME, description=description, blocks=blocks)
 
 

@@ -122,14 +122,14 @@ def measure_run(
 
 def dimension_over(measured: Subject, batch: int, memory: float) -> dict[str, Any]:
     """The functional dimension over the first `batch` inputs; see `main`."""
-    net, inputs, notes = measured.net, measured.inputs[:batch], {}
+    net, inputs = measured.net, measured.inputs[:batch]
+    notes: dict[str, Any] = {}
     if not measured.classifier:
         net, notes = projected(net, inputs[:1], PROJECTED), {"functional_dimension_images": len(inputs)}
     try:
         dimension = functional_dimension(net, inputs, memory=int(memory * 2**30))
     except SkipformError as error:
-        reason = {"functional_dimension_reason": first_line(error)}
-        return dict.fromkeys(DIMENSION) | {"functional_dimension_most": None} | notes | reason
+        return dict.fromkeys(DIMENSION) | notes | {"functional_dimension_reason": first_line(error)}
     values = (dimension.rank, finite(dimension.gap), min(dimension.shape))
     if dimension.by != "rows":
         notes |= {"functional_dimension_by": dimension.by}

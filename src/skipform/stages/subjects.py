@@ -123,7 +123,7 @@ class OnEmbeddings(nn.Module):
         texts = x.split(self.lengths, 1)
         given = iter(texts)
         # A token that is not padding stands for all; only their number is read.
-        tokens = [torch.ones(text.shape[:2], dtype=torch.int64) for text in texts]
+        tokens = [torch.ones(text.shape[:2], dtype=torch.int64, device=x.device) for text in texts]
         handles = [part.register_forward_hook(lambda *_: next(given)) for part in embeddings(self.net)]
         try:
             return self.net(*tokens)
