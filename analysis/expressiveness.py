@@ -54,7 +54,7 @@ measured = [net for net in variants if net in set(table["net"])]
 rows = {f"{names[net]}, {v}": part for net in measured if net not in CLAIMS for v, part in by_variant(net).items()}
 reasons = {label: part["line_operation"].dropna().iloc[0] for label, part in rows.items()
            if part["line_operation"].notna().any()}  # fmt: skip
-ROWS = 18  # per page
+ROWS = 36  # per page
 pages = [dict(list(rows.items())[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
 for k, page in enumerate(pages, 1):
     style.before_after(page, MEASURES, f"fig_expressiveness_{k}", reasons)
