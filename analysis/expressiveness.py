@@ -47,7 +47,7 @@ variants = {net: list(group["variant"].unique()) for net, group in runs.groupby(
 CLAIMS = ("pooled", "activation_blocks")  # what these two compare is measured in the notebook claims
 shown = set(table["net"]) - set(CLAIMS)
 rows = {f"{names[net]}, {v}": part for net in variants if net in shown for v, part in by_variant(net).items()}
-ROWS = 18  # per page
+ROWS = 36  # per page
 pages = [dict(list(rows.items())[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
 for k, page in enumerate(pages, 1):
     style.before_after(page, MEASURES, f"fig_expressiveness_{k}")

@@ -117,7 +117,7 @@ def before_after(rows: dict[str, pd.DataFrame], panels: dict[str, tuple[str, str
     panels: column -> (title, the column that holds its upper bound). A bound is drawn as a vertical tick; a panel
     without one (None) has a logarithmic axis.
     """
-    figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, 0.36 * len(rows) + 0.75), sharey=True)
+    figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, 0.22 * len(rows) + 0.75), sharey=True)
     tables = pd.concat(rows.values())
     for axes, (column, (title, bound)) in zip(grid, panels.items(), strict=True):
         for y, table in enumerate(rows.values()):

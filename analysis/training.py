@@ -25,13 +25,13 @@ score = frame.scores().drop_duplicates("net").set_index("net")["score"]
 unit = frame.scores().drop_duplicates("net").set_index("net")["unit"]
 classifiers = [net for net in names if score.get(net) == "error"]
 beyond = [net for net in names if net in score and score[net] != "error"]
-PANELS = 8  # per page
+PANELS = 16  # per page
 
 
 def draw(nets: list[str], name: str) -> None:
     """One panel per net, two in a row; classifiers share the axis of their errors."""
     rows, shared = -(-len(nets) // 2), set(nets) <= set(classifiers)
-    figure, grid = plt.subplots(rows, 2, figsize=(style.WIDTH, 1.7 * rows + 0.3), sharey=shared, squeeze=False)
+    figure, grid = plt.subplots(rows, 2, figsize=(style.WIDTH, 1.06 * rows + 0.3), sharey=shared, squeeze=False)
     for axes in grid.flat[len(nets) :]:
         axes.remove()
     ends = {}

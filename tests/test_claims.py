@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skipform import measure, nets
 from skipform.errors import SkipformError
+from skipform.files import write_json, write_json_lines
 from skipform.stages import claims, cli
 from skipform.training.experiment import read
 
@@ -127,3 +129,91 @@ def test_a_claim_has_one_row_per_net_and_moment_and_one_per_copy(tmp_path, monke
 def test_measuring_a_claim_without_runs_is_refused(tmp_path):
     with pytest.raises(SkipformError, match="no finished run"):
         claims.main(str(tmp_path), out=str(tmp_path / "out.json"))
+
+
+def records_of(path, **losses):
+    """Records of two seeds per variant, with the given training losses after each epoch, ten steps an epoch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    runs = [
+        {
+            "config": {"variant": variant, "seed": seed},
+            "metrics": {"epochs": len(values), "steps": 10 * len(values), "test_error": values[-1], "higher": False},
+            "history": {"epoch": list(range(1, len(values) + 1)), "train_loss": list(values)},
+        }
+        for variant, values in losses.items()
+        for seed in range(2)
+    ]
+    write_json_lines(path, runs)
+
+
+ENTRY = {"claim": "faster", "expected": ">", "measures": ["steps_to 0.5", "test_error"]}
+
+
+def test_a_file_without_trainings_decides_from_the_records_that_it_names(tmp_path, capsys):
+    records_of(tmp_path / "survey/a.jsonl", plain=[3, 2, 1], skips=[3, 0.5, 0.2])
+    records_of(tmp_path / "survey/b.jsonl", skips=[0.6, 0.500001, 0.4])
+    measured, out, config = tmp_path / "more.json", tmp_path / "m/faster.json", tmp_path / "faster.yaml"
+    rows = [
+        {"variant": v, "seed": s, "when": "final", "norm": n}
+        for v, n in (("a/skips", 7), ("b/skips", 5))
+        for s in (0, 1)
+    ]
+    write_json(measured, {"rows": rows})
+    entries = [
+        ENTRY | {"pairs": [["a/plain", "a/skips"], ["b/skips", "a/skips"]]},
+        ENTRY | {"claim": "norms", "measures": ["norm"], "pairs": [["a/skips", "b/skips"]]},
+    ]
+    config.write_text(yaml.safe_dump({"runs": ["survey/a", "survey/b"], "comparisons": entries}))
+    command = ["claims", str(tmp_path), "--config", str(config), "--out", str(out), "--measured", f"[{measured}]"]
+    assert cli.main(command) == 0
+    found = {(r["first"], r["measure"]): r for r in json.loads(out.read_text())["comparisons"]}
+    never = found["a/plain", "steps_to 0.5"]
+    assert (never["median_first"], never["median_second"], never["effect"]) == (None, 20, 1)
+    assert found["b/skips", "steps_to 0.5"]["median_first"] == 30
+    assert found["a/skips", "norm"]["shift"] == 2
+    capsys.readouterr()
+    assert cli.main(["verdicts", "--measures", str(out.parent)]) == 0
+    printed = capsys.readouterr().out
+    assert "faster: faster: open" in printed
+    assert re.search(r"a/skips > b/skips +norm +7, 5 +2 +none to none +1\.00 +0\.1667 +open\*", printed)
+    assert "*  too few seeds" in printed
+
+
+def test_a_verdict_that_turns_on_a_second_machine_is_open(tmp_path, capsys):
+    for machine, low in (("one", 0), ("two", 9)):
+        records_of(tmp_path / "survey/a.jsonl", plain=[9], skips=[low])
+        config = tmp_path / "equal.yaml"
+        entry = ENTRY | {"expected": "=", "margin": 0, "measures": ["test_error"], "pairs": [["plain", "skips"]]}
+        config.write_text(yaml.safe_dump({"runs": "survey/a", "comparisons": [entry]}))
+        assert (
+            cli.main(["claims", str(tmp_path), "--config", str(config), "--out", str(tmp_path / machine / "c.json")])
+            == 0
+        )
+    capsys.readouterr()
+    for options, verdict in (([], "does not hold"), (["--second", str(tmp_path / "two")], "open")):
+        assert cli.main(["verdicts", "--measures", str(tmp_path / "one"), *options]) == 0
+        assert f"c: faster: {verdict}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"runs": "survey/c"}, r"runs: no .*survey/c\.jsonl; there are: survey/a"),
+        (
+            {"comparisons": [ENTRY | {"measures": ["epochs_to 0"], "pairs": [["plain", "plain"]]}]},
+            "with a loss above 0",
+        ),
+        (
+            {"comparisons": [ENTRY | {"measures": ["test_iou"], "pairs": [["plain", "plain"]]}]},
+            "test_iou is not known for plain",
+        ),
+    ],
+)
+def test_a_claim_about_what_no_record_holds_is_refused(tmp_path, changed, words):
+    records_of(tmp_path / "survey/a.jsonl", plain=[1.0])
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        yaml.safe_dump({"runs": "survey/a", "comparisons": [ENTRY | {"pairs": [["plain", "plain"]]}]} | changed)
+    )
+    with pytest.raises(SkipformError, match=words):
+        claims.main(str(tmp_path), config=str(config), out=str(tmp_path / "out.json"))
