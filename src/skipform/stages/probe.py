@@ -81,7 +81,8 @@ def measure_run(run: str, when: Literal["initial", "final"], of: str, images: in
     if of == "gradients":
         return [row | gradients(net, x, labels)]
     if of == "lesions":
-        return [row | lesions(net, *splits["test"], generator)]
+        pixels, targets = splits["test"]
+        return [row | lesions(net, pixels, targets, generator)]
     if of == "cost":
         return [row | cost(trained.config, x)]
     return [row | landscape(net, x, labels, generator)]
