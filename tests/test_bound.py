@@ -51,8 +51,8 @@ def by_patterns(network, low, high):
 
 @st.composite
 def networks(draw):
-    """Canonical networks with at most five ReLUs and small numbers."""
-    inputs, widths = draw(st.integers(1, 3)), draw(st.sampled_from([[], [1], [3], [2, 2], [1, 1, 2], [2, 3]]))
+    """Canonical networks with at most four ReLUs and small numbers."""
+    inputs, widths = draw(st.integers(1, 3)), draw(st.sampled_from([[], [1], [3], [2, 2], [1, 1, 2], [1, 3]]))
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     maps, size = [], inputs
     for width in [*widths, 1]:
@@ -61,7 +61,7 @@ def networks(draw):
     return CanonicalNetwork(tuple(maps[:-1]), maps[-1])
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(networks(), st.floats(0, 2), st.booleans())
 def test_the_range_is_that_over_all_activation_patterns(network, radius, point):
     low = np.linspace(-1, 0.5, network.in_features)
@@ -104,7 +104,7 @@ def test_linear_bounds_see_that_a_maximum_is_at_most_its_larger_argument():
 def test_witnesses_are_inputs_of_the_original_and_random_ones_lie_between(name):
     module = TWELVE[name].double()
     low, high = torch.full(shape_of(name), -0.5).double(), torch.full(shape_of(name), 1.0).double()
-    result = output_range(module, low, high, torch.tensor([1.0, -1.0]))
+    result = output_range(module, low, high, torch.tensor([1.0, -1.0]), time_limit=600)
     assert result.is_exact
     x = torch.rand(500, *shape_of(name), dtype=torch.float64) * 1.5 - 0.5
     with torch.no_grad():

@@ -10,6 +10,9 @@ Then every M_i that has the structure of a convolution becomes one, with fixed w
 sum an addition. So max pooling is a tree of convolutions with weights 1 and -1. Weights are dense: groups and
 dilations are written out with zeros, since readers ignore them (maraboupy 2.0.0 does).
 
+maraboupy 2.0.0 reads these files, but does not solve all of them rightly: for a net with a maximum of two vectors it
+returned an output of -0.16 for the query y <= -0.31. The target perceptron is the one for it.
+
 b batch, c o channels, h w pixels, k kernel.
 """
 
