@@ -207,7 +207,7 @@ def test_the_broadcast_of_versions_up_to_6_begins_at_an_axis():
     x, c = torch.randn(1, 3, 4, 5), torch.randn(3, 4)
     for axis, aligned in ((1, c[:, :, None]), (-3, c[:, :, None])):
         values = [Value("x", (1, 3, 4, 5), torch.float32), Value("c", (3, 4), torch.float32, c)]
-        call = Call(Node("Add", "a", 6, ("x", "c"), ("y",), {"broadcast": 1, "axis": axis}), values, "a", torch.float32)
+        call = Call(Node("Add", "a", 6, ("x", "c"), ("y",), {"broadcast": 1, "axis": axis}), values, "a")
         assert torch.equal(OPERATORS["Add"](call).function(0, x, c), x + aligned)
 
 
@@ -229,6 +229,12 @@ REFUSED = {
     "training": ([node("Dropout", ["x", "", "yes"], ["y"])], "is random"),
     "too large": ([node("ConstantOfShape", ["huge"], ["y"])], "at most 268,435,456 numbers"),
     "too large by broadcasting": ([node("Expand", ["x", "huge"], ["y"])], "numbers"),
+    "too many parts": ([node("Split", ["x"], ["y"], num_outputs=2**60, axis=1)], "num_outputs"),
+    "too large a padding": ([node("MaxPool", ["image"], ["y"], kernel_shape=[1, 1], pads=[0, 0, 2**40, 0])], "numbers"),
+    "too large a kernel": (
+        [node("AveragePool", ["image"], ["y"], kernel_shape=[2**40, 1], strides=[2**41, 1], ceil_mode=1)],
+        "numbers",
+    ),
     "rounding": ([node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)], "rounds to torch.float16"),
 }
 
@@ -254,6 +260,12 @@ def test_what_is_not_accepted_is_refused_in_one_line_that_names_the_node(name, t
     assert words in str(error.value)
     assert str(tmp_path / "net.onnx") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_of_before_there_were_opsets_has_the_first(tmp_path):
+    model = model_of([node("Relu", ["x"], ["y"])], {"x": [1, 2]}, ir_version=2)
+    del model.opset_import[:]
+    assert torch.equal(from_onnx(saved(model, tmp_path))[0](torch.tensor([[-1.0, 2.0]])), torch.tensor([[0.0, 2.0]]))
 
 
 def test_an_operation_that_is_not_piecewise_linear_is_refused_by_the_name_of_its_node(tmp_path):

@@ -142,6 +142,7 @@ def test_a_skip_over_a_block_is_a_concatenation_skip_and_a_merge(data, name):
         (lambda: skips.add((2,), (3,)), r"add: shapes \[\(2,\), \(3,\)\]; shapes that broadcast"),
         (lambda: skips.add(), "add: no inputs; at least 1"),
         (lambda: skips.concatenate((2, 3), (2, 4), axis=0), "concatenate: shapes .* along axis 0"),
+        (lambda: skips.dot((2,), (2,), axes=1, normalize=True), "dot: normalize=True divides by norms"),
         (lambda: skips.multiply((1,), (1,), form="cubes"), "form 'cubes'; 'squares' or 'log'"),
         (lambda: skips.dot((2, 3), (3, 2), axes=0), r"dot: axis 0 of the first input \(2, 3\); 1 to 2"),
         (lambda: skips.dot((2, 3), (2, 2), axes=2), "dot: 3 entries against 2"),

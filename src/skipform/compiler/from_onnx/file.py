@@ -110,6 +110,8 @@ def _graph(path: Path) -> tuple[onnx.GraphProto, int]:
             raise
         raise SkipformError(f"{path}: not an ONNX file ({first_line(error)})") from None
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if not model.opset_import and model.ir_version < 3:
+        versions = [1]
     newest = onnx.defs.onnx_opset_version()
     if not model.HasField("graph") or len(versions) != 1 or not 1 <= versions[0] <= newest:
         opsets = ", ".join(map(str, versions)) or "none"

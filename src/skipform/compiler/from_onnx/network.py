@@ -42,7 +42,7 @@ def trace(file: File, shapes: Sequence[Shape]) -> Trace:
     for node in file.nodes:
         place = f"{file.path}: {title(node)}"
         operands = [_read(values, place, name) for name in node.inputs]
-        results, step = _apply(node, operands, place, file.dtype)
+        results, step = _apply(node, operands, place)
         folded += sum(math.prod(v.shape) for v in results if v.constant is not None)
         if folded > NUMBERS:
             raise SkipformError(f"{place}: the constants computed so far have more than {NUMBERS:,} numbers")
@@ -79,11 +79,11 @@ def _read(values: dict[str, Value], place: str, name: str) -> Value | None:
     return values[name]
 
 
-def _apply(node: Node, operands: list[Value | None], place: str, dtype: torch.dtype) -> tuple[list[Value], Step | None]:
+def _apply(node: Node, operands: list[Value | None], place: str) -> tuple[list[Value], Step | None]:
     """The results of a node; the step that computes them, None if they are constants."""
     if node.operator not in OPERATORS:
         raise SkipformError(f"{place}: an operator without a translation; accepted: {', '.join(sorted(OPERATORS))}")
-    call = Call(node, operands, place, dtype)
+    call = Call(node, operands, place)
     try:
         rule = OPERATORS[node.operator](call)
         fixed = all(value.constant is not None for value in rule.operands)

@@ -64,7 +64,6 @@ class Call:
     node: Node
     operands: list[Value | None]
     place: str
-    dtype: torch.dtype  # of the file's inputs
 
     @property
     def version(self) -> int:
@@ -137,9 +136,7 @@ class Rule:
     shapes: tuple[Shape, ...] = field(default=())  # of the results, in the file
 
 
-def along(
-    call: Call, function: Function, operands: Sequence[Value], axes: Sequence[int], out: int | None = None
-) -> Rule:
+def along(call: Call, function: Function, operands: Sequence[Value], axes: Sequence[int]) -> Rule:
     """A function that acts along some axes of tensors of one rank: DIRECT if the first axis is not one of them and is
     the batch of the file."""
     first = [value.shape[:1] == (1,) for value in operands if value.active]

@@ -265,7 +265,9 @@ def concat(call: Call) -> Rule:
 
 def split(call: Call) -> Rule:
     axis = call.axis(call.attribute("axis", 0))
-    n, count = call.x.shape[axis], call.attribute("num_outputs") or len(call.node.outputs)
+    n, count = call.x.shape[axis], len(call.node.outputs)
+    if call.attribute("num_outputs", count) != count:
+        raise call.refusal(f"num_outputs {call.attribute('num_outputs')} with {count} outputs")
     sizes = call.whole("split", 1)
     if sizes is None:
         part = -(-n // count)
@@ -521,7 +523,7 @@ def cumulative(call: Call) -> Rule:
     """Sums of the entries up to each one, without it if exclusive, from the end if reverse."""
     given = call.literal(1, "axis")
     assert given is not None
-    axis, n = call.axis(int(given.item())), 0
+    axis = call.axis(int(given.item()))
     n = call.x.shape[axis]
     exclusive, reverse = call.attribute("exclusive"), call.attribute("reverse")
 

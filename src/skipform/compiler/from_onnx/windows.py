@@ -72,6 +72,7 @@ def windows_of(call: Call, kernel: tuple[int, ...] | None = None) -> Windows:
         before, after = (less, more) if how == "SAME_UPPER" else (more, less)
     elif how == "VALID":
         before = after = (0,) * rank
+    call.bounded([n + max(b, 0) + max(a, 0) + s for n, b, a, s in zip(sizes, before, after, spans, strict=True)])
     counts = []
     for n, b, a, span, s in zip(sizes, before, after, spans, stride, strict=True):
         steps = n + b + a - span
@@ -231,6 +232,8 @@ def _resized(call: Call, scales: list[float] | None, sizes: list[int] | None, pl
             continue
         new[axis] = count
         call.bounded(new)
+        if mode != "nearest":
+            call.bounded((count, n))
         if mode == "nearest":
             operands.append(constant(_nearest(call, n, count, scale, places, nearest)))
         else:
