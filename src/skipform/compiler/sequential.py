@@ -200,6 +200,8 @@ def _has_global_hooks() -> bool:
 
 def _batch() -> torch.SymInt:
     """A batch size that is left free."""
+    from torch._dynamo.source import ConstantSource  # takes a second to load, with what torch.export needs too
+
     shapes = ShapeEnv()
-    symbol = shapes.create_symbol(BATCH, torch._dynamo.source.ConstantSource("batch"), dynamic_dim=DimDynamic.DYNAMIC)
+    symbol = shapes.create_symbol(BATCH, ConstantSource("batch"), dynamic_dim=DimDynamic.DYNAMIC)
     return shapes.create_symintnode(symbol, hint=BATCH)
