@@ -49,7 +49,7 @@ def _linear(part: Any, x: Tensor) -> Call | None:
 
 def _batch_norm(part: Any, x: Tensor) -> Call | None:
     statistics = part.running_mean, part.running_var
-    if None in statistics or len(statistics[0]) != x.shape[1]:
+    if any(s is None for s in statistics) or len(statistics[0]) != x.shape[1]:
         return None
     return Call(A.batch_norm.default, (part.weight, part.bias, *statistics, False, 0.1, part.eps, False), x)
 
