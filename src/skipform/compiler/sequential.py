@@ -49,7 +49,7 @@ def _linear(part: Any, x: Tensor) -> Call | None:
 
 def _batch_norm(part: Any, x: Tensor) -> Call | None:
     statistics = part.running_mean, part.running_var
-    if None in statistics or len(statistics[0]) != x.shape[1]:
+    if any(s is None for s in statistics) or len(statistics[0]) != x.shape[1]:
         return None
     return Call(A.batch_norm.default, (part.weight, part.bias, *statistics, False, 0.1, part.eps, False), x)
 
@@ -200,6 +200,8 @@ def _has_global_hooks() -> bool:
 
 def _batch() -> torch.SymInt:
     """A batch size that is left free."""
+    from torch._dynamo.source import ConstantSource  # takes a second to load, with what torch.export needs too
+
     shapes = ShapeEnv()
-    symbol = shapes.create_symbol(BATCH, torch._dynamo.source.ConstantSource("batch"), dynamic_dim=DimDynamic.DYNAMIC)
+    symbol = shapes.create_symbol(BATCH, ConstantSource("batch"), dynamic_dim=DimDynamic.DYNAMIC)
     return shapes.create_symintnode(symbol, hint=BATCH)

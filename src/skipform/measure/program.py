@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -183,7 +183,7 @@ def _shapes_of(net: CanonicalNetwork) -> tuple[tuple[int, ...], ...]:
     return (net.input_shape, flat) if net.input_shape else (flat,)
 
 
-def is_rewritten(module: nn.Module) -> bool:
+def is_rewritten(module: nn.Module) -> "TypeGuard[fx.GraphModule]":
     """Whether the module is what `skipform.rewrite` returned, of one input and with no operations but affine maps and
     ReLUs: it need not be rewritten again."""
     from torch import fx
