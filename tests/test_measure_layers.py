@@ -68,7 +68,7 @@ def test_outputs_beyond_the_memory_are_projected_with_the_same_rank() -> None:
 
 def test_a_layer_that_is_not_called_is_refused() -> None:
     net = seeded(3, 3)
-    net.append(nn.Identity())
+    net.append(nn.Identity().eval())
     net.forward = net[0].forward  # type: ignore[method-assign]
     with pytest.raises(SkipformError, match="1: not called"):
         layer_ranks(net, torch.zeros(3), ["1"])

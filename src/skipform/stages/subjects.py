@@ -87,7 +87,7 @@ class DenseDetector(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = net.backbone, net.head
+        self.backbone, self.head = net.get_submodule("backbone"), net.get_submodule("head")
         self.multiple = int(net.transform.size_divisible)  # type: ignore[union-attr, arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
