@@ -77,8 +77,8 @@ def subject(run: Run, moment: Literal["initial", "final"], count: int) -> Subjec
 def on_pixels(net: nn.Module) -> nn.Module:
     """The net as a map from images (n, c, h, w) to one tensor."""
     if isinstance(getattr(net, "head", None), nn.Module) and hasattr(net, "anchor_generator"):
-        return DenseDetector(net)
-    return SetDetector(net) if hasattr(net, "queries") else net
+        return DenseDetector(net).eval()
+    return SetDetector(net).eval() if hasattr(net, "queries") else net
 
 
 class DenseDetector(nn.Module):
