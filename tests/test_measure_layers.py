@@ -124,8 +124,9 @@ def test_a_detector_on_pixels_gives_what_its_parts_give() -> None:
     made = subjects()
     images = made["fpn"].inputs.float()
     detector, queries = made["fpn"].net, made["detr"].net
+    more = -images.shape[-1] % detector.multiple
     with torch.no_grad():
-        features = list(detector.backbone(nn.functional.pad(images, (0, 24, 0, 24))).values())
+        features = list(detector.backbone(nn.functional.pad(images, (0, more, 0, more))).values())
         assert torch.equal(detector(images)[..., :3], detector.head(features)["cls_logits"])
         assert torch.equal(queries(images)[..., -4:], queries.net(images)["boxes"])
 
