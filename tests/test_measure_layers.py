@@ -68,7 +68,7 @@ def test_outputs_beyond_the_memory_are_projected_with_the_same_rank() -> None:
 
 def test_a_layer_that_is_not_called_is_refused() -> None:
     net = seeded(3, 3)
-    net.append(nn.Identity())
+    net.append(nn.Identity().eval())
     net.forward = net[0].forward  # type: ignore[method-assign]
     with pytest.raises(SkipformError, match="1: not called"):
         layer_ranks(net, torch.zeros(3), ["1"])
@@ -124,8 +124,9 @@ def test_a_detector_on_pixels_gives_what_its_parts_give() -> None:
     made = subjects()
     images = made["fpn"].inputs.float()
     detector, queries = made["fpn"].net, made["detr"].net
+    more = -images.shape[-1] % detector.multiple
     with torch.no_grad():
-        features = list(detector.backbone(nn.functional.pad(images, (0, 24, 0, 24))).values())
+        features = list(detector.backbone(nn.functional.pad(images, (0, more, 0, more))).values())
         assert torch.equal(detector(images)[..., :3], detector.head(features)["cls_logits"])
         assert torch.equal(queries(images)[..., -4:], queries.net(images)["boxes"])
 

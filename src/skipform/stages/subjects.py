@@ -77,8 +77,8 @@ def subject(run: Run, moment: Literal["initial", "final"], count: int) -> Subjec
 def on_pixels(net: nn.Module) -> nn.Module:
     """The net as a map from images (n, c, h, w) to one tensor."""
     if isinstance(getattr(net, "head", None), nn.Module) and hasattr(net, "anchor_generator"):
-        return DenseDetector(net)
-    return SetDetector(net) if hasattr(net, "queries") else net
+        return DenseDetector(net).eval()
+    return SetDetector(net).eval() if hasattr(net, "queries") else net
 
 
 class DenseDetector(nn.Module):
@@ -87,7 +87,7 @@ class DenseDetector(nn.Module):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.backbone, self.head = net.backbone, net.head
+        self.backbone, self.head = net.get_submodule("backbone"), net.get_submodule("head")
         self.multiple = int(net.transform.size_divisible)  # type: ignore[union-attr, arg-type]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from skipform.theory import pooling, proofs
+from skipform.theory.trees import Window
 
 # The most numbers of which each depth takes the maximum: 5 in 2 layers, 12 in 3, 30 in 4, 75 in 5.
 LARGEST = (5, 12, 30, 75)
@@ -45,7 +46,7 @@ def certificate(n: int) -> dict[str, Any]:
 
 def proved(n: int) -> bool:
     """Whether every equation of the certificate of n is proved, and its layers fit together."""
-    known = {(i,) for i in range(n)}
+    known: set[Window] = {(i,) for i in range(n)}
     for layer in pooling.shallow_layers([tuple(range(n))]):
         for window, (base, terms) in layer.items():
             parts = {base, *(part for _, form in terms for part in form)}

@@ -159,16 +159,18 @@ def poolings_and_skips_within_a_net(check: Check) -> None:
     """A ReLU layer h = relu(A x + a), a skip merges h and x, a pooling, an affine map: a canonical network, whose depth
     is 1, one more for a maximum or minimum as the merge, and two more for max pooling of four numbers."""
     shape = (1, 2, 4)
-    for (pool, pick, deeper), (merge, of, more) in product(
-        ((pooling.max_pool, max, 2), (pooling.average_pool, definitions.mean, 0)),
-        (
-            (skips.add, sum, 0),
-            (skips.average, definitions.mean, 0),
-            (skips.subtract, definitions.difference, 0),
-            (skips.maximum, partial(np.max, axis=0), 1),
-            (skips.minimum, partial(np.min, axis=0), 1),
-        ),
-    ):
+    poolings: list[tuple[Any, Any, int]] = [
+        (pooling.max_pool, max, 2),
+        (pooling.average_pool, definitions.mean, 0),
+    ]
+    merges: list[tuple[Any, Any, int]] = [
+        (skips.add, sum, 0),
+        (skips.average, definitions.mean, 0),
+        (skips.subtract, definitions.difference, 0),
+        (skips.maximum, partial(np.max, axis=0), 1),
+        (skips.minimum, partial(np.min, axis=0), 1),
+    ]
+    for (pool, pick, deeper), (merge, of, more) in product(poolings, merges):
         layer = Affine.of(check.rationals(8, 8), check.rationals(8), exact=True)
         last = Affine.of(check.rationals(3, 2), check.rationals(3), exact=True)
         hidden = CanonicalNetwork((layer,), select(range(16), 16, exact=True))  # (h; x)
