@@ -105,7 +105,7 @@ READING = 1e-4
 
 def value_by_marabou(path, name):
     x = example(name)
-    (y,) = read(path).evaluateWithMarabou([x.numpy()], options=OPTIONS)
+    (y,) = read(path).evaluateWithMarabou([x.numpy()], f"{path}.log", OPTIONS)
     return y.ravel()[0]
 
 
