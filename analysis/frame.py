@@ -31,6 +31,11 @@ def names() -> dict[str, str]:
     return {net: entry["name"] for net, entry in published().items()}
 
 
+def surveyed() -> dict[str, dict[str, Any]]:
+    """The entries of published.yaml that the survey's table has: all but those of nets trained for one claim alone."""
+    return {net: entry for net, entry in published().items() if "claim" not in entry}
+
+
 def theorems() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The results of `skipform verify`: one row per statement of the paper, one per layer built from ReLUs, and one per
     depth from 2 to 5: of how many numbers it takes the maximum."""

@@ -193,7 +193,7 @@ def origin_of(
 
 def survey() -> list[dict[str, str]]:
     """The rows of the survey's table, each with its net and its task."""
-    rows = dict(zip(frame.names(), table("table_survey"), strict=True))
+    rows = dict(zip(frame.surveyed(), table("table_survey"), strict=True))
     files = experiments()
     return [
         row | {"net": net, "task": task_of(files[f"survey-{net}"]), "claims": claims_of(net)}

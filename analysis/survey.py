@@ -20,7 +20,7 @@ from skipform import nets
 
 models = pd.DataFrame(nets.survey())
 last = frame.metrics().merge(frame.scores())
-published = frame.published()
+published = frame.surveyed()
 bypassed = frame.bypassed()
 
 # %% [markdown]
