@@ -305,7 +305,8 @@ def test_a_dashboard_has_a_section_per_claim_and_per_task_and_is_written_without
     assert "`wandb login`" in capsys.readouterr().out
     made = json.loads((project / "d.json").read_text())
     sections = [section["name"] for section in made["workspace"]["spec"]["section"]["panelBankConfig"]["sections"]]
-    claims = [path.stem.replace("_", " ") for path in sorted((ROOT / "experiments" / "claims").glob("*.yaml"))]
+    files = [path for kind in ("claims", "comparisons") for path in (ROOT / "experiments" / kind).glob("*.yaml")]
+    claims = [path.stem.replace("_", " ") for path in files]
     used = {"classify"} | {
         yaml.safe_load(file.read_text()).get("task", {}).get("name", "classify")
         for file in (ROOT / "experiments" / "survey").glob("*.yaml")

@@ -10,7 +10,7 @@ from wandb_workspaces import expr
 
 from skipform import tasks
 from skipform.errors import SkipformError
-from skipform.files import write_json
+from skipform.files import fields, read_yaml, write_json
 from skipform.outputs import check_file
 from skipform.training import tracking
 from skipform.training.experiment import Experiment, read
@@ -94,7 +94,13 @@ def groups_of(root: Path, scale: str) -> list[Group]:
     if not all(files.values()):
         raise SkipformError(f"--root {root}: no experiments/ in it; accepted: a checkout of the project")
     experiments = {kind: [read(file, scale) for file in paths] for kind, paths in files.items()}
-    groups = [_of_claim(experiment) for experiment in experiments["claims"]]
+    groups = [
+        _of_claim(experiment.file, [measure for c in experiment.comparisons for measure in c.measures])
+        for experiment in experiments["claims"]
+    ]
+    for file in sorted((root / "experiments" / "comparisons").glob("*.yaml")):  # claims about runs of the others
+        announced = fields(read_yaml(file), {"comparisons": list}, str(file))["comparisons"]
+        groups.append(_of_claim(file, [measure for c in announced for measure in c["measures"]]))
     for task in tasks.names():
         own = [experiment for experiment in experiments["survey"] if experiment.task["name"] == task]
         if own:
@@ -102,10 +108,9 @@ def groups_of(root: Path, scale: str) -> list[Group]:
     return groups
 
 
-def _of_claim(experiment: Experiment) -> Group:
-    measures = [*dict.fromkeys(measure for c in experiment.comparisons for measure in c.measures)]
-    title = f"Claim: {experiment.name.replace('_', ' ')}"
-    return Group(experiment.name, title, [tracking.question(experiment.file)], True, measures, [])
+def _of_claim(file: Path, measures: list[str]) -> Group:
+    title = f"Claim: {file.stem.replace('_', ' ')}"
+    return Group(file.stem, title, [tracking.question(file)], True, [*dict.fromkeys(measures)], [])
 
 
 def _of_task(task: str, experiments: list[Experiment]) -> Group:
