@@ -10,8 +10,14 @@ Then every M_i that has the structure of a convolution becomes one, with fixed w
 sum an addition. So max pooling is a tree of convolutions with weights 1 and -1. Weights are dense: groups and
 dilations are written out with zeros, since readers ignore them (maraboupy 2.0.0 does).
 
-maraboupy 2.0.0 reads these files, but does not solve all of them rightly: for a net with a maximum of two vectors it
-returned an output of -0.16 for the query y <= -0.31. The target perceptron is the one for it.
+Where a bias goes is due to maraboupy 2.0.0. It joins affine layers that follow each other, and then counts the bias of
+the first once for each layer that this one reads (NetworkLevelReasoner::mergeWSLayers): of a net with a skip it proves
+what is false. It joins nothing that a ReLU reads, and is right where one layer alone is read. So a bias stands
+
+    before a ReLU                               a value that is not read by one keeps its bias aside for its readers
+    on a function of an input
+    on the output that reads a single ReLU      of a net with one output
+    on 0 x, which is added                      to any other output
 
 b batch, c o channels, h w pixels, k kernel.
 """
@@ -28,7 +34,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor, fx, nn
 
-from skipform.compiler.check import compare_forms
+from skipform.compiler.check import compare_forms, output_nodes
 from skipform.compiler.emit import Emitter
 from skipform.compiler.flatten import MOVES, constant_of, matrix_of, moved_rows, shape_of
 from skipform.compiler.rewrite import finish, rewrite_in_float64
@@ -78,11 +84,17 @@ Image = tuple[int, int, int]  # (c, h, w)
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A tensor of the new graph with so many entries in a sample, which are an image (c, h, w) or a vector."""
+    """A tensor of the new graph with so many entries in a sample, which are an image (c, h, w) or a vector.
+
+    affine  it is a sum, a layer or a concatenation, not an input or the result of a ReLU
+    even    all its entries come after the same number of ReLUs
+    """
 
     node: fx.Node
     size: int
     image: Image | None
+    affine: bool = True
+    even: bool = False
 
 
 def _image(shape: Sequence[int]) -> Image | None:
@@ -110,8 +122,10 @@ class Form:
         return Form(image, matrix @ self.bias + bias, terms)
 
 
-def _of(base: Base) -> Form:
-    return Form(base.image, np.zeros(base.size), {base: sparse.eye_array(base.size, format="csr")})
+def _of(base: Base, bias: np.ndarray | None = None) -> Form:
+    """base + bias."""
+    bias = np.zeros(base.size) if bias is None else bias
+    return Form(base.image, bias, {base: sparse.eye_array(base.size, format="csr")})
 
 
 class _Walk:
@@ -122,6 +136,7 @@ class _Walk:
         self.weights = 0  # entries so far
         self.inputs: list[Base] = []  # a constant is 0 x + b
         self.forms: dict[fx.Node, Form] = {}
+        self._alone = len(output_nodes(graph.graph)) == 1
         for node in graph.graph.nodes:
             if node.op in ("placeholder", "call_function"):
                 self.e.place = node.meta.get("place", "")
@@ -138,7 +153,11 @@ class _Walk:
             raise SkipformError(
                 "target verifier: an output has no batch in its first dimension; batch first is accepted"
             )
-        base = self._base(self.forms[node])
+        form = self.forms[node]
+        base, left = self._base(form, biased=self._alone and _is_even_activation(form))
+        if left.any():
+            constant = self._view(self._constant(left, base.image), base.image)
+            base = replace(base, node=self.e.emit(torch.add, self._view(base, base.image), constant))
         shape = node.meta["val"].shape[1:]
         return self._view(base, None) if len(shape) == 1 else self.e.reshape(base.node, [-1, *shape])
 
@@ -146,31 +165,33 @@ class _Walk:
         shape = _sample(node)
         image = _image(shape)
         if node.op == "placeholder":
-            base = Base(self.e.input(node.name, node.meta["val"]), math.prod(shape), image)
+            x = self.e.input(node.name, node.meta["val"])
+            base = Base(x, math.prod(shape), image, affine=False, even=True)
             self.inputs.append(base)
             return _of(base)
         forms = [self.forms[n] for n in sources]
         if node.target is torch.relu:
-            base = self._base(forms[0])
-            return _of(replace(base, node=self.e.relu(base.node)))
+            base = self._before_relu(forms[0])
+            return _of(replace(base, node=self.e.relu(base.node), affine=False))
         if node.target is torch.add:
             return self._shared(node, _sum(forms[0], forms[-1], node.kwargs.get("alpha", 1)))  # x + x has one source
         if node.target is torch.cat and node.args[1] == 1 and node.meta["batch_dim"] == 0 and image:
             images = [_image(_sample(n)) for n in node.args[0]]
             if len({base for form in forms for base in form.terms}) > 1:  # else it may only move entries of one tensor
-                parts = [self._view(self._base(self.forms[n]), i) for n, i in zip(node.args[0], images, strict=True)]
-                return _of(Base(self.e.cat(parts, 1), math.prod(shape), image))
+                bases, biases = zip(*(self._base(self.forms[n]) for n in node.args[0]), strict=True)
+                parts = [self._view(base, i) for base, i in zip(bases, images, strict=True)]
+                return _of(Base(self.e.cat(parts, 1), math.prod(shape), image), np.concatenate(biases))
         if node.target in MOVES:
             return self._moved(node, sources, forms, image)
         layer = self._layer(node, _image(_sample(sources[0])), forms[0], shape)
         if layer:
-            return _of(layer)
+            return layer
         return self._shared(node, forms[0].after(*matrix_of(self.graph, node, sources[0]), image))
 
     def _shared(self, node: fx.Node, form: Form) -> Form:
         """A sum that several operations read is computed once; what only moves or scales entries is not worth it."""
         if len(node.users) > 1 and form.entries > len(form.bias):
-            return _of(self._base(form))
+            return _of(*self._base(form))
         return form
 
     def _moved(self, node: fx.Node, sources: Sequence[fx.Node], forms: Sequence[Form], image: Image | None) -> Form:
@@ -186,7 +207,7 @@ class _Walk:
             moved, start = _sum(moved, form.after(pick, np.zeros(len(rows)), image), 1), stop
         return moved
 
-    def _layer(self, node: Any, image: Image | None, form: Form, shape: tuple[int, ...]) -> Base | None:
+    def _layer(self, node: Any, image: Image | None, form: Form, shape: tuple[int, ...]) -> Form | None:
         """A dense convolution of an image, or a matrix on a vector, as it is; None for any other operation."""
         how = dict(node.kwargs)
         vector = node.target is F.linear and len(shape) == 1
@@ -195,74 +216,100 @@ class _Walk:
             return None
         weight = constant_of(self.graph, node.args[1])
         bias = constant_of(self.graph, node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
+        base, left = self._base(form)
+        sample = torch.from_numpy(left).reshape(1, *_sample(node.args[0])).to(weight)
+        total = node.target(sample, weight, bias, **how).reshape(math.prod(shape)).cpu().numpy()  # of an input of zeros
+        reader = _reader(node)
+        relu = reader is not None and reader.target is torch.relu
+        ends = reader is not None and reader.op == "output" and self._alone and base.even and not base.affine
+        biased = relu or ends or base in self.inputs
         if vector:
-            return Base(self._gemm(self._base(form), weight, bias), math.prod(shape), None)
+            y = self._gemm(base, weight, torch.from_numpy(total) if biased else None)
+            return _of(Base(y, len(total), None, even=True), np.zeros_like(total) if biased else total)
         rank = weight.ndim - 2
         stride, padding, dilation = (
             _pair(how.get(name, default), rank, default)
             for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
         )
         weight = weight if rank == 2 else weight.unsqueeze(2)
-        size = (d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True))
+        size = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
         spread = weight.new_zeros(*weight.shape[:2], *size)
         spread[:, :, :: dilation[0], :: dilation[1]] = weight
-        x = self._view(self._base(form), image)
-        return Base(self._conv(x, spread, bias, stride, padding), math.prod(shape), _image(shape))
+        own, rest = _per_channel(total, shape[0]) if biased else (np.zeros(shape[0]), total)
+        y = self._conv(self._view(base, image), spread, torch.from_numpy(own), stride, padding)
+        even = all(p < k for p, k in zip(padding, size, strict=True))  # no entry reads padding alone
+        return _of(Base(y, len(total), _image(shape), even=even), rest)
 
     # -- layers of the new graph ---------------------------------------------------------------------------------
 
-    def _base(self, form: Form) -> Base:
-        """The form as a tensor: the sum of a convolution or a Gemm for each of its terms."""
-        terms = [*form.terms.items()] or [(self.inputs[0], sparse.csr_array((len(form.bias), self.inputs[0].size)))]
-        base, matrix = terms[0]
-        if len(terms) == 1 and _is_identity(matrix) and not form.bias.any():
+    def _before_relu(self, form: Form) -> Base:
+        """The form with its bias."""
+        base, left = self._base(form, biased=True)
+        if not left.any():
             return base
-        image, bias, parts = form.image, form.bias, []
-        for base, matrix in sorted(terms, key=lambda term: _is_identity(term[1])):
-            if _is_identity(matrix):
+        bias = torch.from_numpy(left).reshape(1, *(base.image or (-1,)))
+        return replace(base, node=self.e.emit(torch.add, self._view(base, base.image), bias))
+
+    def _base(self, form: Form, *, biased: bool = False) -> tuple[Base, np.ndarray]:
+        """The form as the sum of a convolution or a Gemm for each of its terms, and what of its bias is left. A bias
+        that a single layer can add is in it if it may be, or the layer reads an input."""
+        image, left = form.image, form.bias
+        if not form.terms:
+            return self._constant(left, image), np.zeros_like(left)
+        terms = sorted(form.terms.items(), key=lambda term: _is_identity(term[1]))
+        alone, only = len(terms) == 1, terms[0][0]
+        parts, even = [], True
+        for base, matrix in terms:
+            if _is_identity(matrix) and not (alone and biased and only.affine and left.any()):
+                if alone:
+                    return base, left
                 parts.append(self._view(base, image))
+                even = even and base.even
                 continue
-            part, bias = self._product(base, matrix, bias, image)
+            bias = left if alone and (biased or only in self.inputs) else np.zeros_like(left)
+            part, rest, whole = self._product(base, matrix, bias, image)
+            left = rest if bias is left else left
+            even = even and whole
             parts.append(part)
+        return Base(self._added(parts), len(left), image, even=even), left
+
+    def _added(self, parts: Sequence[fx.Node]) -> fx.Node:
         total, *others = parts
         for part in others:
             total = self.e.emit(torch.add, total, part)
-        if bias.any():
-            total = self.e.emit(torch.add, total, torch.from_numpy(bias).reshape(1, *(image or (-1,))))
-        return Base(total, len(form.bias), image)
+        return total
+
+    def _constant(self, bias: np.ndarray, image: Image | None) -> Base:
+        """0 x + bias, for an image x as a convolution whose only position reads one pixel."""
+        x = self.inputs[0]
+        if x.image:
+            c, h, w = x.image
+            weight = torch.zeros(len(bias), c, 1, 1, dtype=torch.float64)
+            y = self._conv(self._view(x, x.image), weight, torch.from_numpy(bias), (h, w), (0, 0))
+        else:
+            y = self._gemm(x, torch.zeros(len(bias), x.size, dtype=torch.float64), torch.from_numpy(bias))
+        return Base(self.e.reshape(y, [-1, *(image or (len(bias),))]), len(bias), image, even=True)
 
     def _product(
         self, base: Base, matrix: sparse.csr_array, bias: np.ndarray, image: Image | None
-    ) -> tuple[fx.Node, np.ndarray]:
-        """matrix @ base + bias as convolutions or a Gemm, and what of the bias is left, since a convolution adds one
-        number for each channel."""
-        left = np.zeros_like(bias)
+    ) -> tuple[fx.Node, np.ndarray, bool]:
+        """matrix @ base + bias as convolutions or a Gemm; what of the bias is left, since a convolution adds one number
+        for each channel; whether it is one layer."""
         steps = convolutions_of(matrix, base.image, image) if base.image and image else None
         if steps is None or image is None:
             self._count(math.prod(matrix.shape), add=False)  # before it is made
             y = self._gemm(base, torch.from_numpy(matrix.toarray()), torch.from_numpy(bias))
-            return (self.e.reshape(y, [-1, *image]) if image else y), left
-        per_channel = bias.reshape(image[0], -1)
-        own = per_channel[:, 0].copy()
-        if (per_channel != own[:, None]).any():
-            own, left = np.zeros_like(own), bias
-        parts: list[fx.Node] = []
+            return (self.e.reshape(y, [-1, *image]) if image else y), np.zeros_like(bias), True
+        whole = len(steps) == len(steps[0]) == 1
+        own, left = _per_channel(bias, image[0]) if whole else (np.zeros(image[0]), bias)
+        parts = []
         for step in steps:
             y = self._view(base, base.image)
             for kernel in step:
-                last = kernel is step[-1] and not parts
-                y = self._conv(
-                    y,
-                    torch.from_numpy(kernel.weight),
-                    torch.from_numpy(own) if last else None,
-                    kernel.stride,
-                    kernel.padding,
-                )
+                weight = torch.from_numpy(kernel.weight)
+                y = self._conv(y, weight, torch.from_numpy(own) if whole else None, kernel.stride, kernel.padding)
             parts.append(y)
-        total, *others = parts
-        for part in others:
-            total = self.e.emit(torch.add, total, part)
-        return total, left
+        return self._added(parts), left, whole
 
     def _view(self, base: Base, image: Image | None) -> fx.Node:
         """The tensor as an image, or as a vector."""
@@ -300,6 +347,27 @@ def _sum(x: Form, y: Form, alpha: float) -> Form:
         scaled = sparse.csr_array(matrix * alpha)
         terms[base] = sparse.csr_array(terms[base] + scaled) if base in terms else scaled
     return Form(x.image or y.image, x.bias + alpha * y.bias, terms)
+
+
+def _per_channel(bias: np.ndarray, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a convolution can add of a bias, one number a channel, and what is left: all of it at once, or nothing."""
+    rows = bias.reshape(channels, -1)
+    if (rows == rows[:, :1]).all():
+        return rows[:, 0].copy(), np.zeros_like(bias)
+    return np.zeros(channels), bias
+
+
+def _is_even_activation(form: Form) -> bool:
+    return len(form.terms) == 1 and all(base.even and not base.affine for base in form.terms)
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """The only operation that reads a value, views aside; None if there are several or none."""
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.target not in (torch.flatten, torch.reshape):
+            return node
+    return None
 
 
 def _sample(node: fx.Node) -> tuple[int, ...]:
