@@ -47,7 +47,7 @@ TWELVE = {
     "absolute value": _vector("absolute value", _pair(8, lambda a, b: a.abs() - b.abs())),
     "global max": _image(9, lambda y: y.amax((2, 3)), 2),
     "transposed convolution": _net(
-        10,
+        15,
         lambda x, conv, up, readout: readout(up(conv(x).relu()).relu().flatten(1)),
         conv=nn.Conv2d(1, 2, 3, 2),
         up=nn.ConvTranspose2d(2, 1, 2, 2),
