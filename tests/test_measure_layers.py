@@ -16,7 +16,7 @@ from skipform.measure import functional_dimension, jacobian_rank
 from skipform.measure.layers import OUTPUT, layer_ranks
 from skipform.measure.projection import Projection, gaussian
 from skipform.measure.rank import MEMORY, Rank, _bytes_of_pass, _jacobian_bytes
-from skipform.stages.measure import BATCH, DIRECTIONS, PROJECTED, bound, projected, share_within
+from skipform.stages.measure import BATCH, DIRECTIONS, PROJECTED, bound, operations, projected, share_within
 from skipform.stages.subjects import SIDE, TOKENS, Subject, on_embeddings, on_pixels, side_within
 from skipform.training.experiment import read
 
@@ -210,3 +210,20 @@ def test_the_certificates_are_proved_and_false_ones_are_not(tmp_path: Path) -> N
     data["layers"][-1][0]["terms"][-1]["weight"] = "-1/3"
     (tmp_path / "bad.json").write_text(json.dumps(data))
     assert subprocess.run([sys.executable, folder / "check.py", tmp_path / "bad.json"], capture_output=True).returncode
+
+
+class Queries(nn.Module):
+    """x (n, 3) -> x + W q (n, 3), whose part reads a parameter, as the decoder of DETR does."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.part = nn.Parameter(torch.ones(1, 5)), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return x + self.part(self.q)
+
+
+def test_operations_are_counted_where_a_part_reads_a_parameter():
+    net = Queries()
+    assert operations(net, torch.zeros(1, 3)) == 2 * 5 * 3
+    assert net.q.requires_grad

@@ -1,5 +1,6 @@
 """Measure the nets of one experiment, before and after training: regions between test inputs, bounds, ranks."""
 
+import copy
 import math
 import os
 from pathlib import Path
@@ -183,8 +184,9 @@ def measure_slices(measured: Subject, slices: int) -> list[dict[str, Any]]:
 
 def operations(net: nn.Module, example: Tensor) -> int:
     """The number of operations of a forward pass, at least 1."""
+    frozen = copy.deepcopy(net).requires_grad_(False)  # the counter fails at a part whose input is a parameter
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(example.to(next(net.parameters())))
+        frozen(example.to(next(net.parameters())))
     return max(1, counter.get_total_flops())
 
 
