@@ -226,9 +226,10 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     runs = {logged.run["job_type"]: logged for logged in read_all(project).values()}
     assert runs.keys() == {"verify", "grammar", "figures", "paper", "regions"}
     assert (runs["regions"].summary["regions"], runs["regions"].summary["pieces"]) == (2, 1)
-    assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == 29
+    theorems, grammar = (json.loads((ROOT / f"measures/{name}.json").read_text()) for name in ("theorems", "grammar"))
+    assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == len(theorems["statements"]) > 0
     assert {runs["verify"].summary[f"{key}._type"] for key in ("statements", "constructors")} == {"table-file"}
-    assert runs["grammar"].summary["rewritten"] + runs["grammar"].summary["refused"] == 27
+    assert runs["grammar"].summary["rewritten"] + runs["grammar"].summary["refused"] == len(grammar) > 0
     assert runs["figures"].summary["numbers"] == {"survey": {"nets": 1}}
     figure = runs["figures"].history[0]
     assert (figure["figure/square._type"], figure["table/survey._type"]) == ("image-file", "table-file")
