@@ -48,8 +48,8 @@ def main(
             separated by spaces.
         out: The file: .onnx, .pt2 (torch.export), or .safetensors (the canonical network as sparse matrices).
         arguments: Keyword arguments of the factory, as JSON, e.g. '{"num_classes": 10}'.
-        target: The form: grammar; keep_add, which leaves additions as they are; verifier (Conv, Gemm, Relu, Add,
-            Concat, Flatten, Reshape); perceptron (a chain Gemm, Relu, Gemm, ...).
+        target: The form: grammar; keep_add, which leaves additions as they are; fast (torch's own operations);
+            verifier (Conv, Gemm, Relu, Add, Concat, Flatten, Reshape); perceptron (a chain Gemm, Relu, Gemm, ...).
         box: The lowest and the highest number of an input, e.g. [0, 1]: a perceptron that equals the model between them
             only is smaller.
         memory_gib: A target whose matrices need more memory than this is refused.
@@ -100,9 +100,10 @@ def main(
     print(f"operations  {sum(before.values())} → {sum(after.values())}")
     print(f"  before    {_counts(before)}")
     print(f"  after     {_counts(after)}")
-    print(
-        f"ReLUs       {shape.relu_count:,} in {shape.depth} layers; at most {max(shape.carried):,} coordinates carried"
-    )
+    if target != "fast":  # which has maxima that are no ReLUs
+        print(
+            f"ReLUs       {shape.relu_count:,} in {shape.depth} layers; at most {max(shape.carried):,} coordinates carried"
+        )
     print(f"difference  {double:.1e} in float64, {single:.1e} in float32, relative, {SAMPLES} random inputs")
     print(f"written     {out} ({out.stat().st_size:,} bytes)")
 

@@ -2,9 +2,9 @@
 
 What torch has an operation for stays that operation (average pooling, interpolation, leaky ReLU, clamping, sums and
 means), a batch norm is folded into the layer before it or is one pass s x + t, and additions stay additions. A maximum
-over windows is a tree of `torch.maximum` on slices, one axis after the other: in eager mode it is faster than torch's
-own max pooling, which goes entry by entry where torch.maximum uses vector instructions, and torch.compile makes the
-same loop of both. So this target is not in the paper's grammar; `grammar` is.
+over windows is a tree of `torch.maximum` on slices, one axis after the other: in eager mode on a CPU it is faster than
+torch's own max pooling, which goes entry by entry where torch.maximum uses vector instructions. So this target is not
+in the paper's grammar; `grammar` is.
 """
 
 import math
