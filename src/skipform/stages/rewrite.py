@@ -101,9 +101,8 @@ def main(
     print(f"  before    {_counts(before)}")
     print(f"  after     {_counts(after)}")
     if target != "fast":  # which has maxima that are no ReLUs
-        print(
-            f"ReLUs       {shape.relu_count:,} in {shape.depth} layers; at most {max(shape.carried):,} coordinates carried"
-        )
+        carried = max(shape.carried)
+        print(f"ReLUs       {shape.relu_count:,} in {shape.depth} layers; at most {carried:,} coordinates carried")
     print(f"difference  {double:.1e} in float64, {single:.1e} in float32, relative, {SAMPLES} random inputs")
     print(f"written     {out} ({out.stat().st_size:,} bytes)")
 
