@@ -74,13 +74,13 @@ def test_a_fold_that_forgets_the_bias_is_named(monkeypatch):
 
 @pytest.mark.parametrize("relative", [1e-9, 0.5])
 def test_a_wrong_matrix_of_the_canonical_network_is_named(relative, monkeypatch):
-    matrix = flatten._matrix
+    matrix = flatten.matrix_of
 
     def wrong(graph, node, source):
         fixed, constant = matrix(graph, node, source)
         return fixed * (1 + relative), constant
 
-    monkeypatch.setattr(flatten, "_matrix", wrong)
+    monkeypatch.setattr(flatten, "matrix_of", wrong)
     module, x = net(), numbers(2, 6)
     with pytest.raises(InternalError, match="differs by"):
         canonical(module, x)

@@ -83,9 +83,3 @@ def test_a_folder_without_experiments_is_refused(tmp_path, capsys):
     assert cli.main(["examples", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "no finished experiment (NET/summary.json) in it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_a_net_of_another_task_is_not_measured(runs, tmp_path, capsys):
-    assert cli.main(["measure", str(runs / "runs" / "fpn"), "--out", str(tmp_path / "out.json")]) == 2
-    assert "a net of task 'detect'; accepted: classify" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())

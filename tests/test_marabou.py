@@ -27,6 +27,12 @@ BRIEF = Marabou.createOptions(verbosity=0, timeoutInSeconds=1)
 MARGIN = 1e-3
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Marabou leaves a query that it cannot take in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read(path):
     return Marabou.read_onnx(str(path))
 

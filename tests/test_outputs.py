@@ -129,8 +129,9 @@ def leave_run(folder):
     (folder / "summary.json").write_text(json.dumps({"plain": summary_of([0], [metrics])}))
     blocks = {"net": {"name": "any"}, "data": {"name": "any"}, "task": {"name": "classify"}, "optimizer": {}}
     (run / "config.yaml").write_text(json.dumps({"scale": "smoke", "variant": "plain", "seed": 0} | blocks))
-    for name in ("initial.safetensors", "final.safetensors", "history.csv"):
+    for name in ("initial.safetensors", "final.safetensors"):
         (run / name).write_text("")
+    (run / "history.csv").write_text("epoch,train_loss\n1,1.0\n")
     sums = {name: checksum(run / name) for name in CHECKED}
     (run / "checksums.json").write_text(json.dumps({"sha256": sums}))
 
