@@ -3,7 +3,7 @@
 #
 # What the paper and two survey articles say of skips and pooling, tested one by one: **holds**, **does not hold**, or
 # **open** at this scale. The experiment files announce what is compared (`comparisons:`), and `skipform claims` decides
-# it by one rule, which `src/skipform/comparisons.py` states: exact tests over the seeds at 5 %, corrected (Holm) over
+# it by one rule, which `src/skipform/verdicts.py` states: exact tests over the seeds at 5 %, corrected (Holm) over
 # the comparisons of a claim; equality only within a margin that was named beforehand.
 #
 # The first three claims are those of the abstract: (i) pooling lowers expressive power, (ii) addition and concatenation
@@ -150,7 +150,7 @@ KINDS = ("holds", "does not hold", "open")
 
 
 def verdict_of(verdicts: set[str]) -> str:
-    """As in src/skipform/comparisons.py; a test compares the two."""
+    """As in src/skipform/verdicts.py; a test compares the two."""
     return "does not hold" if "does not hold" in verdicts else "holds" if verdicts == {"holds"} else "open"
 
 

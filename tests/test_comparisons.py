@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from skipform import comparisons
-from skipform.comparisons import LEVEL, PAIRED
+from skipform import comparisons, verdicts
 from skipform.errors import SkipformError
+from skipform.verdicts import LEVEL, PAIRED
 
 GOOD = {"claim": "some", "expected": ">", "measures": ["pieces"], "pairs": [["a", "b"], ["a", "a as add"]]}
 NUMBERS = st.one_of(st.integers(-3, 3), st.floats(-1e6, 1e6), st.just(math.inf))
@@ -33,7 +33,7 @@ def decided(x, y, expected=">", margin=None, pairs=1):
     """The outcome of a claim of `pairs` equal comparisons."""
     entry = {"claim": "c", "expected": expected, "measures": ["value"], "pairs": [["x", "y"]] * pairs}
     entry |= {"margin": margin} if margin is not None else {}
-    (first, *_) = comparisons.decide(comparisons.read([entry], ["x", "y"], "file"), rows_of(x=x, y=y))
+    (first, *_) = verdicts.decide(comparisons.read([entry], ["x", "y"], "file"), rows_of(x=x, y=y))
     return first
 
 
@@ -52,7 +52,7 @@ def test_p_of_two_groups_is_that_of_all_splits_of_their_ranks(x, y):
         vectorized=True,
     ).pvalue
     # both count the same splits and divide by their number: one rounding each
-    assert comparisons.p_above(numbered(x), numbered(y)) == pytest.approx(expected, rel=1e-15)
+    assert verdicts.p_above(numbered(x), numbered(y)) == pytest.approx(expected, rel=1e-15)
 
 
 @settings(max_examples=20)
@@ -65,22 +65,22 @@ def test_p_of_pairs_is_that_of_all_signs_of_their_ranked_differences(pairs):
     half = ranked.sum() / 2 + sum(ranked) / 2  # the sum where every sign is +, from signs that are 0 or 1
     sums = [2 * s - ranked.sum() for s in sums]
     assert half == ranked.sum()
-    assert comparisons.p_above(numbered(x), numbered(y)) == np.mean([s >= ranked.sum() for s in sums])
+    assert verdicts.p_above(numbered(x), numbered(y)) == np.mean([s >= ranked.sum() for s in sums])
 
 
 def test_two_networks_of_a_seed_are_a_pair_from_ten_shared_seeds_on():
     for shared, paired in ((PAIRED - 1, False), (PAIRED, True)):
-        assert comparisons.are_pairs(numbered([0.0] * shared), numbered([1.0] * shared)) is paired
-    assert not comparisons.are_pairs(numbered([0.0] * PAIRED), numbered([0.0] * (PAIRED + 1)))
+        assert verdicts.are_pairs(numbered([0.0] * shared), numbered([1.0] * shared)) is paired
+    assert not verdicts.are_pairs(numbered([0.0] * PAIRED), numbered([0.0] * (PAIRED + 1)))
 
 
 @pytest.mark.parametrize(("n", "floor"), [(3, 1 / 20), (5, 1 / 252), (6, 1 / 924), (10, 2**-10), (30, 1 / 200_001)])
 def test_the_least_p_is_that_of_networks_that_lie_apart(n, floor):
     below, above = numbered(range(n)), numbered(range(n, 2 * n))
-    least = comparisons.p_above(above, below)
+    least = verdicts.p_above(above, below)
     # of 30 pairs not all signs are enumerated: the given ones count among those that are drawn
     assert least == pytest.approx(floor, rel=1e-12)
-    assert comparisons.p_above(below, above) == 1
+    assert verdicts.p_above(below, above) == 1
 
 
 @settings(max_examples=40)
@@ -88,7 +88,7 @@ def test_the_least_p_is_that_of_networks_that_lie_apart(n, floor):
 def test_holms_p_is_the_naive_one(p):
     order = sorted(p)
     naive = {value: max(min(1, (len(p) - i) * order[i]) for i in range(order.index(value) + 1)) for value in order}
-    assert comparisons.holm(p) == [
+    assert verdicts.holm(p) == [
         max(naive[value], *(min(1, (len(p) - i) * v) for i, v in enumerate(order) if v == value)) for value in p
     ]
 
@@ -98,8 +98,8 @@ def test_holms_p_is_the_naive_one(p):
 def test_the_effect_is_the_share_of_pairs_in_which_the_first_lies_above(x, y):
     first, second = numbered(x), numbered(y)
     shares = [1.0 if a > b else 0.5 if a == b else 0.0 for a in x for b in y]
-    assert comparisons.effect(first, second) == sum(shares) / len(shares)
-    assert comparisons.effect(first, second) + comparisons.effect(second, first) == pytest.approx(1)
+    assert verdicts.effect(first, second) == sum(shares) / len(shares)
+    assert verdicts.effect(first, second) + verdicts.effect(second, first) == pytest.approx(1)
 
 
 @settings(max_examples=30)
@@ -110,9 +110,9 @@ def test_the_effect_is_the_share_of_pairs_in_which_the_first_lies_above(x, y):
 )
 def test_the_interval_holds_the_shifts_that_are_not_rejected(x, y, shift):
     first, second = numbered(x), numbered(y)
-    low, high = comparisons.interval(first, second)
+    low, high = verdicts.interval(first, second)
     away = shift + 0.5  # between the differences, at which p changes
-    rejected = [comparisons.p_above(first, second, away) <= LEVEL, comparisons.p_above(second, first, -away) <= LEVEL]
+    rejected = [verdicts.p_above(first, second, away) <= LEVEL, verdicts.p_above(second, first, -away) <= LEVEL]
     assert (low <= away <= high) == (not any(rejected))
 
 
@@ -148,7 +148,7 @@ def test_networks_that_do_not_differ_are_called_different_as_rarely_as_the_level
     generator, trials = np.random.default_rng(0), 400
     drawn = [[numbered(side) for side in normal(n, alike=alike)(generator)] for _ in range(trials)]
     for first, second in ((0, 1), (1, 0)):
-        rejected = [comparisons.p_above(sides[first], sides[second]) <= LEVEL for sides in drawn]
+        rejected = [verdicts.p_above(sides[first], sides[second]) <= LEVEL for sides in drawn]
         assert np.mean(rejected) <= above_level(trials)
 
 
@@ -193,7 +193,7 @@ def test_equality_at_its_margin_is_decided_as_rarely_as_the_level(verdict):
 def test_an_interval_covers_the_true_shift_nine_times_of_ten():
     generator, trials, inside = np.random.default_rng(1), 150, 0
     for _ in range(trials):
-        low, high = comparisons.interval(*map(numbered, normal(5, 2.0)(generator)))
+        low, high = verdicts.interval(*map(numbered, normal(5, 2.0)(generator)))
         inside += low <= 2 <= high
     assert inside / trials >= 0.9 - 3 * math.sqrt(0.9 * 0.1 / trials)
 
@@ -214,7 +214,7 @@ def test_what_a_net_never_reaches_lies_above_all_that_others_do():
 
 
 @pytest.mark.parametrize(
-    ("verdicts", "verdict"),
+    ("single", "verdict"),
     [
         (["holds", "holds"], "holds"),
         (["holds", "open"], "open"),
@@ -222,8 +222,8 @@ def test_what_a_net_never_reaches_lies_above_all_that_others_do():
         ([], "open"),
     ],
 )
-def test_a_claim_holds_if_all_its_comparisons_do_and_fails_with_one(verdicts, verdict):
-    assert comparisons.verdict_of(verdicts) == verdict
+def test_a_claim_holds_if_all_its_comparisons_do_and_fails_with_one(single, verdict):
+    assert verdicts.verdict_of(single) == verdict
 
 
 # The announcement
@@ -237,7 +237,7 @@ def test_every_measure_pair_and_moment_is_compared_and_entries_of_a_sentence_are
         for seed in range(5)
         for when in ("initial", "final")
     ]
-    found = comparisons.decide(comparisons.read(entries, ["a", "b"], "file"), rows)
+    found = verdicts.decide(comparisons.read(entries, ["a", "b"], "file"), rows)
     by_place = {(row["claim"], row["measure"], row["second"], row["when"]): row for row in found}
     assert len(by_place) == len(found) == 8 + 4
     apart = by_place["some", "regions", "b", "final"]
@@ -250,10 +250,10 @@ def test_rows_of_a_network_complete_each_other_and_an_unknown_measure_is_named()
     announced = comparisons.read([GOOD | {"pairs": [["a", "b"]], "measures": ["loss"]}], ["a", "b"], "file")
     rows = rows_of(a=range(3), b=range(3, 6))
     losses = [row | {"loss": row.pop("value")} for row in rows_of(a=range(3), b=range(3, 6))]
-    (outcome,) = comparisons.decide(announced, [*rows, *losses])
+    (outcome,) = verdicts.decide(announced, [*rows, *losses])
     assert outcome["median_second"] == 4
     with pytest.raises(SkipformError, match=r"some: loss is not known for a; known are: copy, seed, value, variant"):
-        comparisons.decide(announced, rows)
+        verdicts.decide(announced, rows)
 
 
 @pytest.mark.parametrize(

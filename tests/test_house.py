@@ -34,11 +34,13 @@ ARROWS = {
     "shipped": set(),
     "runs": {"tasks", "data", "nets", "files"},
     "comparisons": {"files"},
+    "verdicts": {"comparisons"},
     "records": {"files"},
     "results": {"runs", "files"},
     "training": {"runs", "comparisons", "tasks", "data", "nets", "files", "outputs", "sources"},
     "stages": {
         "comparisons",
+        "verdicts",
         "pipeline",
         "records",
         "training",

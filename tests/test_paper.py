@@ -17,7 +17,7 @@ import yaml
 from browser import Browser
 from safetensors.numpy import save_file
 
-from skipform import comparisons
+from skipform import comparisons, verdicts
 from skipform.errors import SkipformError
 from skipform.files import write_json_lines
 from skipform.stages import notebooks, paper, review
@@ -117,7 +117,7 @@ def leave_results(root, epochs):
         for entry in file["comparisons"]:
             entry["pairs"] = [pair for pair in entry["pairs"] if (pair[1], None) in pieces or " as " in pair[1]]
         announced = comparisons.read(file["comparisons"], file["variants"], claim)
-        measured = {"claim": claim, "comparisons": comparisons.decide(announced, rows), "rows": rows}
+        measured = {"claim": claim, "comparisons": verdicts.decide(announced, rows), "rows": rows}
         (root / f"measures/claims/{claim}.json").write_text(json.dumps(measured))
     entry = {"claim": "a skip helps a perceptron", "expected": ">", "measures": ["test_error"]}
     announced = comparisons.read(
@@ -129,7 +129,7 @@ def leave_results(root, epochs):
         for v, error in errors.items()
         for seed in range(3)
     ]
-    measured = {"claim": "training_time", "comparisons": comparisons.decide(announced, rows), "rows": rows}
+    measured = {"claim": "training_time", "comparisons": verdicts.decide(announced, rows), "rows": rows}
     (root / "measures/claims/training_time.json").write_text(json.dumps(measured))
     statement = {
         "item": "Theorem 1",
@@ -246,7 +246,7 @@ def test_the_verdicts_of_the_paper_are_those_of_the_rule(made):
     assert table.loc["a skip helps a perceptron", "evidence"] == "error: 10 against 6"
     every = pd.read_csv(made / "paper/generated/table_comparisons.csv")
     for claim, rows in every.groupby("claim"):
-        assert comparisons.verdict_of([*rows["verdict"]]) == table.loc[claim, "verdict"]
+        assert verdicts.verdict_of([*rows["verdict"]]) == table.loc[claim, "verdict"]
     pieces = every[(every["measure"] == "affine pieces") & (every["when"] == "final")].set_index(["first", "second"])
     assert pieces.loc[("none", "average"), "verdict"] == "holds"
     assert float(pieces.loc[("none", "average"), "p"]) == round(24 / 924, 3)

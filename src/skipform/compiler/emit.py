@@ -206,9 +206,12 @@ class Emitter:
         ndim = x.meta["val"].ndim
         s, t = (v.reshape((1,) * (ndim - v.ndim) + v.shape) for v in (s, t))
         folded = self._fold(x, s, t)
-        if folded is not None:
-            return folded
-        batch = x.meta["batch_dim"]
+        return folded if folded is not None else self._scaled(x, s, t)
+
+    def _scaled(self, x: fx.Node, s: Tensor, t: Tensor) -> fx.Node:
+        """s * x + t, as many dimensions each as x, where no layer before takes it: a convolution of one entry, channel
+        by channel."""
+        batch, ndim = x.meta["batch_dim"], x.meta["val"].ndim
         if batch != 0:
             s, t = s.movedim(batch, 0), t.movedim(batch, 0)
             return self.batch_to(self.scale(self.batch_first(x), s, t), batch)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skipform import comparisons, measure, nets, records
+from skipform import comparisons, measure, nets, records, verdicts
 from skipform.arguments import Count, NotNegative, typed
 from skipform.comparisons import EXPRESSIVE, Comparison
 from skipform.errors import SkipformError
@@ -73,7 +73,7 @@ def main(
     name = Path(config or folder).stem
 
     def decided(rows: list[Row]) -> dict[str, Any]:
-        return {"claim": name, "comparisons": comparisons.decide(announced, [*scores, *rows]), "rows": rows}
+        return {"claim": name, "comparisons": verdicts.decide(announced, [*scores, *rows]), "rows": rows}
 
     if announced and not {*asked} & {*EXPRESSIVE}:
         write_json(out, decided([*scores, *rows]))

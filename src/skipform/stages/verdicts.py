@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from skipform.comparisons import LEVEL, verdict_of
 from skipform.errors import SkipformError
 from skipform.files import fields, read_json
+from skipform.verdicts import LEVEL, verdict_of
 
 ROW = {"claim": str, "measure": str, "when": str, "first": str, "second": str, "verdict": str}
 HEADS = ("comparison", "measure", "medians", "shift", "interval", "effect", "p", "verdict")

@@ -149,16 +149,8 @@ class FastEmitter(AddingEmitter):
     def maximum(self, x: fx.Node, y: fx.Node) -> fx.Node:
         return self.emit(torch.maximum, x, y)
 
-    def scale(self, x: fx.Node, s: Tensor | float, t: Tensor | float) -> fx.Node:
-        """s * x + t in one pass, or folded into the layer before."""
-        s, t = (torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in (s, t))
-        if bool((s == 1).all()) and not bool(t.any()):
-            return x
-        ndim = x.meta["val"].ndim
-        s, t = (v.reshape((1,) * (ndim - v.ndim) + v.shape) for v in (s, t))
-        folded = self._fold(x, s, t)
-        if folded is not None:
-            return folded
+    def _scaled(self, x: fx.Node, s: Tensor, t: Tensor) -> fx.Node:
+        """s * x + t in one pass."""
         if not bool(t.any()):
             return self.emit(torch.mul, x, s)
         return self.emit(torch.add, x, t) if bool((s == 1).all()) else self.emit(torch.addcmul, t, x, s)
