@@ -463,6 +463,23 @@ def test_the_statuses_are_in_the_help(capsys):
     assert "70" in capsys.readouterr().out
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
+    with subprocess.Popen(
+        [sys.executable, "-m", "skipform", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
+    def broken(name, argv):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    assert cli.main(["list"]) == 2
+    assert capsys.readouterr().err == "skipform list: error: Broken pipe\n"
+
+
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_command_with_one_line(sent, status, tmp_path):
     # the stage tells that it runs, with a progress bar on the screen, and waits

@@ -8,6 +8,7 @@ import ast
 import inspect
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -70,7 +71,8 @@ EXIT_STATUSES = """exit status:
   1         the result is negative: a statement fails, a file is out of date, a notebook or a stage stops
   2         refused, or stopped by something outside skipform, such as a full disk
   70        a defect of skipform; the message names the file that holds the traceback
-  130, 143  interrupted by Ctrl-C, ended by SIGTERM"""
+  130, 143  interrupted by Ctrl-C, ended by SIGTERM
+  141       what reads the output, such as `head`, has ended"""
 
 # What libraries raise for a wrong file, a machine without room or a wrong request: module -> exception. A library that
 # is not imported has raised nothing.
@@ -83,6 +85,9 @@ EXPECTED = {
     "wandb.errors": "Error",
     "ruamel.yaml.error": "YAMLError",
 }
+
+
+STDOUT = 1
 
 
 class Terminated(BaseException):
@@ -105,12 +110,16 @@ def main(argv: list[str] | None = None) -> int:
     stage, *rest = argv
     try:
         with _terminable():
-            return _run(stage, rest)
+            status = _run(stage, rest)
+            sys.stdout.flush()  # a pipe that is closed shows here at the latest
+            return status
     except KeyboardInterrupt:
         status, line = 130, "interrupted; run the same command again to go on"
     except Terminated:
         status, line = 143, "terminated; run the same command again to go on"
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            return 141
         if (text := _outside(error)) is not None:
             status, line = 2, f"error: {one_line(text)}"
         else:
@@ -118,6 +127,17 @@ def main(argv: list[str] | None = None) -> int:
     _clear_bars()
     print(f"skipform {stage[:80]}: {line}", file=sys.stderr)
     return status
+
+
+def _has_no_reader() -> bool:
+    """Whether standard output is a pipe that nobody reads any more. Then the rest goes nowhere: Python would name the
+    pipe once more at its end."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # 0: errors alone
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return True
 
 
 def _run(stage: str, argv: list[str]) -> int:
