@@ -305,7 +305,7 @@ def test_an_argument_that_makes_no_sense_is_refused(command, words, folder, caps
         ("paper", "paper/main.typ: no such file; accepted: .*a checkout of the project"),
         ("derive", "dvc.yaml: no such file; accepted: the dvc.yaml of a checkout"),
         ("gpu_table --minutes 30", "table.yaml: no such file; a checkout of the project has"),
-        ("publish", "runs/survey: finished runs of no scale"),
+        ("publish", "runs/survey: no finished runs .*`skipform fit` writes them"),
         ("examples runs/survey --out out", "runs/survey: no finished experiment .*`skipform fit` writes them"),
         (
             "claims runs/claims/pooling --out out.json",
@@ -461,6 +461,27 @@ def test_a_defect_says_so_and_leaves_its_traceback_in_a_file(monkeypatch, capsys
 def test_the_statuses_are_in_the_help(capsys):
     assert cli.main(["--help"]) == 0
     assert "70" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("measure", "missing: folder, out; accepted: skipform measure FOLDER --out OUT [options]"),
+        ("measure runs", "missing: out; accepted: skipform measure FOLDER --out OUT [options]"),
+        ("regions", "missing: source; accepted: skipform regions SOURCE [options]"),
+        ("fit", "--config FILE is missing; accepted: an experiment file, or its name, such as survey/resnet"),
+    ],
+)
+def test_what_is_missing_on_a_command_line_is_named_with_the_whole_of_it(command, words, capsys):
+    assert refused(command.split(), capsys) == words
+
+
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word():
+    command = [sys.executable, "-m", "skipform", "list"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

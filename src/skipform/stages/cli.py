@@ -63,14 +63,15 @@ STAGES = {
 }
 
 # Stages whose results are logged to Weights & Biases, in a checkout; `fit` logs its own runs while it trains.
-LOGGED = ("verify", "grammar", "measure", "claims", "examples", "regions", "notebooks", "paper")
+LOGGED = ("verify", "grammar", "measure", "probe", "claims", "explore", "examples", "regions", "notebooks", "paper")
 
 EXIT_STATUSES = """exit status:
   0         done
   1         the result is negative: a statement fails, a file is out of date, a notebook or a stage stops
   2         refused, or stopped by something outside skipform, such as a full disk
   70        a defect of skipform; the message names the file that holds the traceback
-  130, 143  interrupted by Ctrl-C, ended by SIGTERM"""
+  130, 143  interrupted by Ctrl-C, ended by SIGTERM
+  141       the program that reads the output has ended, as `head` does"""
 
 # What libraries raise for a wrong file, a machine without room or a wrong request: module -> exception. A library that
 # is not imported has raised nothing.
@@ -105,12 +106,16 @@ def main(argv: list[str] | None = None) -> int:
     stage, *rest = argv
     try:
         with _terminable():
-            return _run(stage, rest)
+            status = _run(stage, rest)
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         status, line = 130, "interrupted; run the same command again to go on"
     except Terminated:
         status, line = 143, "terminated; run the same command again to go on"
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            return 128 + signal.SIGPIPE
         if (text := _outside(error)) is not None:
             status, line = 2, f"error: {one_line(text)}"
         else:
@@ -152,6 +157,16 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _output_is_closed() -> bool:
+    """Whether the program that reads standard output has ended, as `head` does: no error, and nobody to tell it to."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it exits
+        return True
+    return False
 
 
 def _outside(error: Exception) -> str | None:
@@ -264,8 +279,11 @@ def declaration(stage: str) -> Callable[..., int | None]:
 
 
 def not_understood(error: Exception, parser: argparse.ArgumentParser) -> SkipformError:
-    """The parser's message in one line; if it is about an unknown option, with the options that the parser knows."""
+    """The parser's message in one line; for a missing argument or an unknown option, with those that are accepted."""
     message = one_line(error, 400)
+    missing = "the following arguments are required: "
+    if message.startswith(missing):
+        return SkipformError(f"missing: {message.removeprefix(missing)}; accepted: {parser.usage}")
     options = [
         option
         for action in parser._actions
