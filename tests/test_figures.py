@@ -54,13 +54,16 @@ def program(name):
     return str(Path(sys.executable).parent / name)
 
 
+def run(folder, *words):
+    paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [program("skipform"), *words]
+    return subprocess.run(command, cwd=folder, env=os.environ | paths, capture_output=True, text=True)
+
+
 def skipform(folder, *words):
     """(exit status, stages that ran, standard error)"""
     (folder / "log").unlink(missing_ok=True)
-    paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        [program("skipform"), *words], cwd=folder, env=os.environ | paths, capture_output=True, text=True
-    )
+    done = run(folder, *words)
     log = (folder / "log").read_text().split() if (folder / "log").exists() else []
     return done.returncode, log, done.stderr
 
@@ -71,6 +74,12 @@ def test_figures_are_drawn_in_a_fresh_clone_without_training(clone):
     assert not (clone / "runs").exists()
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True, check=True)
     assert changed.stdout == ""
+
+
+def test_the_last_line_says_where_the_figures_are(clone):
+    printed = run(clone, "figures").stdout
+    assert printed.splitlines()[-1] == "written: drawn, page, paper.pdf"
+    assert "dvc push" not in printed  # there is nowhere to push to
 
 
 def test_a_changed_analysis_is_drawn(clone):

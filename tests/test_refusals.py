@@ -305,7 +305,7 @@ def test_an_argument_that_makes_no_sense_is_refused(command, words, folder, caps
         ("paper", "paper/main.typ: no such file; accepted: .*a checkout of the project"),
         ("derive", "dvc.yaml: no such file; accepted: the dvc.yaml of a checkout"),
         ("gpu_table --minutes 30", "table.yaml: no such file; a checkout of the project has"),
-        ("publish", "runs/survey: finished runs of no scale"),
+        ("publish", "runs/survey: no finished runs .*`skipform fit` writes them"),
         ("examples runs/survey --out out", "runs/survey: no finished experiment .*`skipform fit` writes them"),
         (
             "claims runs/claims/pooling --out out.json",
@@ -478,6 +478,19 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_run", broken)
     assert cli.main(["list"]) == 2
     assert capsys.readouterr().err == "skipform list: error: Broken pipe\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("measure", "missing: folder, out; accepted: skipform measure FOLDER --out OUT [options]"),
+        ("measure runs", "missing: out; accepted: skipform measure FOLDER --out OUT [options]"),
+        ("regions", "missing: source; accepted: skipform regions SOURCE [options]"),
+        ("fit", "--config FILE is missing; accepted: an experiment file, or its name, such as survey/resnet"),
+    ],
+)
+def test_what_is_missing_on_a_command_line_is_named_with_the_whole_of_it(command, words, capsys):
+    assert refused(command.split(), capsys) == words
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -112,11 +112,12 @@ def test_every_run_of_a_claim_is_read_back_with_every_key(project):
     file, runs = "experiments/claims/pooling.yaml", "runs/claims/pooling"
     assert cli.main(["claims", runs, "--config", file, "--out", "p.json", "--workers", "1"]) == 0
     assert cli.main(["measure", runs, "--out", "m.json", "--slices", "1", "--batch", "2", "--workers", "1"]) == 0
+    assert cli.main(["probe", runs, "--of", "cost", "--out", "c.json", "--images", "2", "--workers", "1"]) == 0
     runs = read_all(project)
     variants = ["none", "average", "max", "max-by-relu", "strided"]
     names = [re.sub("-[0-9a-f]{8}$", "", name) for name in runs]
     assert sorted(names) == sorted(
-        [f"pooling-{variant}-{job}" for variant in variants for job in ("s0", "claims", "measure")]
+        [f"pooling-{variant}-{job}" for variant in variants for job in ("s0", "claims", "measure", "cost")]
         + ["pooling-verdicts"]
     )
     for name, logged in runs.items():
@@ -136,7 +137,14 @@ def test_every_run_of_a_claim_is_read_back_with_every_key(project):
         assert logged.summary["score_name"] == "test error in %"
         assert 0 <= logged.summary["score"] <= 100
         assert logged.summary["parameters"] > 0
-    jobs = {job: [run for run in runs.values() if run.run["job_type"] == job] for job in ("fit", "claims", "measure")}
+    jobs = {
+        job: [run for run in runs.values() if run.run["job_type"] == job]
+        for job in ("fit", "claims", "measure", "probe")
+    }
+    for logged in jobs["probe"]:
+        assert logged.summary["operations"] > 0
+        assert logged.summary["memory"] > 0
+        assert logged.summary["measures._type"] == "table-file"
     for logged in jobs["fit"]:
         assert [row["epoch"] for row in logged.history] == [1, 2]
         assert {"train/loss", "train/error", "test/loss", "test/error"} <= logged.history[-1].keys()
@@ -218,24 +226,37 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     (project / "paper" / "paper.pdf").write_bytes(b"%PDF-1.7")
     stage_runs.log("verify", {"out": ROOT / "measures" / "theorems.json"}, 1.0)
     stage_runs.log("grammar", {"out": str(ROOT / "measures" / "grammar.json"), "scale": "embedded"}, 1.0)
+    planes = {"out": ROOT / "measures" / "explorer.json", "config": "experiments/explorer/planes.yaml"}
+    stage_runs.log("explore", planes, 1.0)
     stage_runs.log("notebooks", {"root": "."}, 1.0)
     stage_runs.log("paper", {"output": "paper/paper.pdf"}, 1.0)
     shutil.copy(generated / "fig_square.svg", "regions.svg")
     Path("regions.csv").write_text("region,piece,area,corners\n0,0,1.0,...\n1,0,2.0,...\n")
     stage_runs.log("regions", {"source": "runs/mlp/seed0", "out": Path("regions.svg")}, 1.0)
     runs = {logged.run["job_type"]: logged for logged in read_all(project).values()}
-    assert runs.keys() == {"verify", "grammar", "figures", "paper", "regions"}
+    assert runs.keys() == {"verify", "grammar", "explore", "figures", "paper", "regions"}
     assert (runs["regions"].summary["regions"], runs["regions"].summary["pieces"]) == (2, 1)
     theorems, grammar = (json.loads((ROOT / f"measures/{name}.json").read_text()) for name in ("theorems", "grammar"))
     assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == len(theorems["statements"]) > 0
     assert {runs["verify"].summary[f"{key}._type"] for key in ("statements", "constructors")} == {"table-file"}
     assert runs["grammar"].summary["rewritten"] + runs["grammar"].summary["refused"] == len(grammar) > 0
+    explored = json.loads((ROOT / "measures" / "explorer.json").read_text())["nets"]
+    assert runs["explore"].summary["nets"] == len(explored)
+    assert runs["explore"].summary["explorer.nrows"] == sum(len(net["moments"]) for net in explored)
     assert runs["figures"].summary["numbers"] == {"survey": {"nets": 1}}
     figure = runs["figures"].history[0]
     assert (figure["figure/square._type"], figure["table/survey._type"]) == ("image-file", "table-file")
     assert figure["figure/square.width"] / figure["figure/square.height"] == pytest.approx(1.36, abs=0.05)
     assert runs["paper"].artifacts["paper"]["manifest"]["contents"][0]["path"] == "paper.pdf"
     assert all(logged.summary["seconds"] == 1.0 for logged in runs.values())
+
+
+def test_every_stage_of_the_pipeline_that_computes_is_logged():
+    commands = re.findall(r"^ *(?:cmd: )?skipform (\w+)", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    commands += re.findall(r"cmd: skipform (\w+)", (ROOT / "dvc.yaml").read_text())
+    from_results = {"data", "scores", "review"}  # look for files, or show what the others have found
+    assert set(cli.LOGGED) | {"fit"} == (set(commands) - from_results) | {"regions"}
+    assert set(cli.LOGGED) == stage_runs.ENTRIES.keys()
 
 
 def test_project_entity_group_and_folder_are_those_of_the_environment(project, monkeypatch, tmp_path):

@@ -64,7 +64,7 @@ STAGES = {
 }
 
 # Stages whose results are logged to Weights & Biases, in a checkout; `fit` logs its own runs while it trains.
-LOGGED = ("verify", "grammar", "measure", "claims", "examples", "regions", "notebooks", "paper")
+LOGGED = ("verify", "grammar", "measure", "probe", "claims", "explore", "examples", "regions", "notebooks", "paper")
 
 EXIT_STATUSES = """exit status:
   0         done
@@ -284,8 +284,11 @@ def declaration(stage: str) -> Callable[..., int | None]:
 
 
 def not_understood(error: Exception, parser: argparse.ArgumentParser) -> SkipformError:
-    """The parser's message in one line; if it is about an unknown option, with the options that the parser knows."""
+    """The parser's message in one line; for a missing argument or an unknown option, with those that are accepted."""
     message = one_line(error, 400)
+    missing = "the following arguments are required: "
+    if message.startswith(missing):
+        return SkipformError(f"missing: {message.removeprefix(missing)}; accepted: {parser.usage}")
     options = [
         option
         for action in parser._actions

@@ -37,6 +37,7 @@ def main() -> int:
     for name in DRAWN:
         if code := reproduce(name, force=True, alone=True).status:
             return code
+    print("written:", ", ".join(entry["path"] for name in DRAWN for entry in lock[name].get("outs", ())))
     return 0
 
 

@@ -31,8 +31,10 @@ def main(*, runs: str = "runs/survey", out: str | None = None) -> None:
             finished = [Run(summary.parent / variant / f"seed{seed}") for seed in trained["seeds"]]
             rows.append(results.row_of(summary.parent.name, variant, trained, finished))
     scales = sorted({row["scale"] for row in rows})
-    if len(scales) != 1:
-        raise SkipformError(f"{runs}: finished runs of {', '.join(scales) or 'no'} scale; those of one are accepted")
+    if not scales:
+        raise SkipformError(f"{runs}: no finished runs (NET/summary.json) in it; `skipform fit` writes them")
+    if len(scales) > 1:
+        raise SkipformError(f"{runs}: finished runs of {', '.join(scales)} scale; those of one are accepted")
     out = out if out is not None else str(Path("results", f"{scales[0]}.csv"))
     check_file(out, suffixes=[".csv"])
     results.write(out, rows)

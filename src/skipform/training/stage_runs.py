@@ -137,6 +137,33 @@ def _measure(options: dict[str, Any]) -> Iterator[Entry]:
     yield from _measured("measure", options, flat, names)
 
 
+def _probe(options: dict[str, Any]) -> Iterator[Entry]:
+    rows = read_json(options["out"])["rows"]
+    measured = {key: key for row in rows for key, x in row.items() if isinstance(x, int | float) and key != "seed"}
+    yield from _measured("probe", options, rows, measured, kind=options["of"])
+
+
+def _explore(options: dict[str, Any]) -> Iterator[Entry]:
+    found = read_json(options["out"])
+    shown = ("epoch", "test_error", "regions", "pieces", "maps")
+    rows = [
+        {"variant": net["variant"], "parameters": net["parameters"], **{key: moment[key] for key in shown}}
+        for net in found["nets"]
+        for moment in net["moments"]
+    ]
+    file = Path(options["config"])
+    yield Entry(
+        name="explorer",
+        group=tracking.experiment_of(file),
+        job_type="explore",
+        digest=digest_of(found),
+        summary={"nets": len(found["nets"]), "moments": len(rows), "regions": sum(row["regions"] for row in rows)},
+        tags=["explorer", found["scale"]],
+        notes=_question(file.with_suffix("")),
+        media=lambda: {"explorer": _table(rows)},
+    )
+
+
 def _claims(options: dict[str, Any]) -> Iterator[Entry]:
     found = read_json(options["out"])
     if any("regions" in row for row in found["rows"]):
@@ -161,9 +188,12 @@ def _claims(options: dict[str, Any]) -> Iterator[Entry]:
 RANKS = ("jacobian_rank", "feature_rank", "hidden_rank", "functional_dimension")
 
 
-def _measured(job_type: str, options: dict[str, Any], rows: Rows, names: dict[str, str]) -> Iterator[Entry]:
+def _measured(
+    job_type: str, options: dict[str, Any], rows: Rows, names: dict[str, str], kind: str | None = None
+) -> Iterator[Entry]:
     """A run per variant of the experiment in FOLDER: medians over its seeds, of the trained nets and, under initial/,
-    before training; under copy/, those of its exact copies. names: of the measures -> in the summary."""
+    before training; under copy/, those of its exact copies. names: of the measures -> in the summary. kind: what the
+    run's name says was done, by default the job type."""
     from skipform.runs import Run, read_summary
 
     folder = Path(options["folder"])
@@ -181,7 +211,7 @@ def _measured(job_type: str, options: dict[str, Any], rows: Rows, names: dict[st
                     medians[f"{prefix}{names.get(key, key)}"] = statistics.median(values)
         score, unit = trained["shown"]
         yield Entry(
-            name=f"{folder.name} {variant} {job_type}",
+            name=f"{folder.name} {variant} {kind or job_type}",
             group=tracking.experiment_of(folder),
             job_type=job_type,
             digest=digest_of([config, own]),
@@ -297,7 +327,9 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Iterable[Entry]]] = {
     "verify": _verify,
     "grammar": _grammar,
     "measure": _measure,
+    "probe": _probe,
     "claims": _claims,
+    "explore": _explore,
     "examples": _examples,
     "regions": _regions,
     "notebooks": _figures,
