@@ -206,7 +206,7 @@ def title_of(experiment: str) -> str:
 
 def draw(lines: list[tuple[str, pd.Series | None]], name: str) -> None:
     """One line per comparison, or per heading (without a comparison)."""
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 0.158 * len(lines) + 0.55))
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 0.15 * len(lines) + 0.55))
     for y, (_, row) in enumerate(lines):
         if row is not None:
             axes.plot(float(row["effect"]), y, markeredgecolor=style.INK, markersize=4.6, **LOOKS[row["verdict"]])

@@ -89,9 +89,9 @@ layered = {
 layered = {net: {v: shares for v, shares in lines.items() if shares} for net, lines in layered.items()}
 layered = {net: lines for net, lines in layered.items() if lines}
 if layered:
-    COLUMNS = 6
+    COLUMNS = 5
     height = -(-len(layered) // COLUMNS)
-    figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 1.0 * height + 0.4), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 0.95 * height + 0.4), sharey=True, squeeze=False)
     for axes in grid.flat[len(layered) :]:
         axes.set_visible(False)
     for axes, (net, lines) in zip(grid.flat, layered.items(), strict=False):

@@ -122,7 +122,7 @@ def before_after(
     panels: column -> (title, the column that holds its upper bound). A bound is drawn as a vertical tick; a panel
     without one (None) has a logarithmic axis. reasons: label -> why its first panel is empty, written there.
     """
-    pitch = 0.22 if len(rows) < 20 else 0.155  # a table of many rows is set on one page
+    pitch = 0.22 if len(rows) < 20 else 0.135  # a table of many rows is set on one page
     figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, pitch * len(rows) + 0.75), sharey=True)
     tables = pd.concat(rows.values())
     for axes, (column, (title, bound)) in zip(grid, panels.items(), strict=True):
