@@ -95,7 +95,7 @@ style.before_after(
 def printed(net: str) -> str:
     """The name of a variant, or of its copies, in tables."""
     variant, _, copy = net.partition(" as ")
-    name = SKIP_NAMES.get(variant, variant)
+    name = SKIP_NAMES.get(variant, frame.readable(variant))
     return f"{name}, copied as {SKIP_NAMES[copy]}" if copy else name
 
 
@@ -197,7 +197,7 @@ LOOKS = {
     "open": {"marker": "o", "markerfacecolor": "white"},
     "does not hold": {"marker": "X", "markerfacecolor": style.INK},
 }
-ROWS = 44  # per figure
+ROWS = 52  # per figure
 
 
 def title_of(experiment: str) -> str:
@@ -206,7 +206,7 @@ def title_of(experiment: str) -> str:
 
 def draw(lines: list[tuple[str, pd.Series | None]], name: str) -> None:
     """One line per comparison, or per heading (without a comparison)."""
-    figure, axes = plt.subplots(figsize=(style.WIDTH, 0.17 * len(lines) + 0.55))
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 0.15 * len(lines) + 0.55))
     for y, (_, row) in enumerate(lines):
         if row is not None:
             axes.plot(float(row["effect"]), y, markeredgecolor=style.INK, markersize=4.6, **LOOKS[row["verdict"]])

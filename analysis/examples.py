@@ -74,7 +74,7 @@ if segmented:
         picture(row[0], first["images"][image], names[net] if image == 0 else "")
         mask(row[1], first["masks"][image], count, "truth" if image == 0 else "")
         for axes, (variant, arrays) in zip(row[2:], variants.items(), strict=False):
-            mask(axes, arrays["predicted"][image], count, variant if image == 0 else "")
+            mask(axes, arrays["predicted"][image], count, frame.readable(variant) if image == 0 else "")
         for axes in row[2 + len(variants) :]:
             axes.remove()
     save(figure, "fig_masks")
@@ -101,7 +101,7 @@ if detected:
     for k, row in enumerate(grid):
         for axes, (net, variant) in zip(row, columns, strict=True):
             arrays = examples[net][variant]
-            picture(axes, arrays["images"][k], f"{names[net]}\n{variant}" if k == 0 else "")
+            picture(axes, arrays["images"][k], f"{names[net]}\n{frame.readable(variant)}" if k == 0 else "")
             for corners, label in zip(arrays["boxes"][k], arrays["labels"][k], strict=True):
                 if label >= 0:
                     box(axes, corners, edgecolor=style.INK, linewidth=0.8, linestyle=(0, (3, 2)))

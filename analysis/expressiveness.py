@@ -51,10 +51,15 @@ names = frame.names()
 variants = {net: list(group["variant"].unique()) for net, group in runs.groupby("net", sort=False)}
 CLAIMS = ("pooled", "activation_blocks")  # what these two compare is measured in the notebook claims
 measured = [net for net in variants if net in set(table["net"])]
-rows = {f"{names[net]}, {v}": part for net in measured if net not in CLAIMS for v, part in by_variant(net).items()}
+rows = {
+    f"{names[net]}, {frame.readable(v)}": part
+    for net in measured
+    if net not in CLAIMS
+    for v, part in by_variant(net).items()
+}
 reasons = {label: part["line_operation"].dropna().iloc[0] for label, part in rows.items()
            if part["line_operation"].notna().any()}  # fmt: skip
-ROWS = 36  # per page
+ROWS = 60  # per page
 pages = [dict(list(rows.items())[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
 for k, page in enumerate(pages, 1):
     style.before_after(page, MEASURES, f"fig_expressiveness_{k}", reasons)
@@ -84,16 +89,17 @@ layered = {
 layered = {net: {v: shares for v, shares in lines.items() if shares} for net, lines in layered.items()}
 layered = {net: lines for net, lines in layered.items() if lines}
 if layered:
-    COLUMNS = 4
+    COLUMNS = 5
     height = -(-len(layered) // COLUMNS)
-    figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 1.25 * height + 0.4), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 0.95 * height + 0.4), sharey=True, squeeze=False)
     for axes in grid.flat[len(layered) :]:
         axes.set_visible(False)
     for axes, (net, lines) in zip(grid.flat, layered.items(), strict=False):
         for (_, shares), mark in zip(lines.items(), style.marks(lines).values(), strict=True):
             axes.plot(range(1, len(shares) + 1), shares, color=mark.color, linestyle=mark.linestyle,
                       marker=mark.marker if len(shares) < 12 else "", markersize=3)  # fmt: skip
-        axes.set_title(names[net], fontsize=8.5)
+        axes.set_title(names[net], fontsize=8)
+        axes.tick_params(labelsize=7)
         axes.set_ylim(0, 1.05)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("layer", fontsize=8.5)
@@ -107,7 +113,7 @@ if layered:
 unmeasured = table[table["line_reason"].notna()].drop_duplicates(["net", "variant"])
 unmeasured = unmeasured.groupby(["net", "line_operation"], sort=False)["variant"].agg(list).reset_index()
 unmeasured["variants"] = [
-    "all" if set(found) == set(variants[net]) else ", ".join(found)
+    "all" if set(found) == set(variants[net]) else ", ".join(map(frame.readable, found))
     for net, found in zip(unmeasured["net"], unmeasured["variant"], strict=True)
 ]
 unmeasured = unmeasured.assign(label=unmeasured["net"].map(names))[["label", "variants", "line_operation"]]

@@ -208,6 +208,16 @@ def further(rows: pd.DataFrame) -> str:
     )
 
 
+def readable(variant: str) -> str:
+    """How a variant is printed: "no_skips" as "no skips"; one of another experiment, written with it, such as
+    "fpn/no-laterals" or "overfitting_decay/plain-net", as "FPN, no-laterals" or "plain-net, decay"."""
+    experiment, _, own = variant.rpartition("/")
+    own = own.replace("_", " ")
+    if experiment in names():
+        return f"{names()[experiment]}, {own}"
+    return f"{own}, {experiment.rpartition('_')[2]}" if experiment else own
+
+
 def spread(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     """Median, minimum and maximum of `value` in each group, and the number of values."""
     groups = table.groupby(by, sort=False)[value]

@@ -46,7 +46,7 @@ PANELS = {  # column of the module, column of its canonical network -> title
     ("relus", "canonical_relus"): "ReLUs",
     ("held", "carried"): "numbers held",
 }
-figure, panels = plt.subplots(1, 3, figsize=(style.WIDTH, 0.19 * len(table) + 0.75), sharey=True)
+figure, panels = plt.subplots(1, 3, figsize=(style.WIDTH, 0.16 * len(table) + 0.75), sharey=True)
 for axes, ((before, after), title) in zip(panels, PANELS.items(), strict=True):
     heights = range(len(table))
     axes.hlines(heights, table[before], table[after], color=style.INK, linewidth=1.1, zorder=2)

@@ -122,7 +122,8 @@ def before_after(
     panels: column -> (title, the column that holds its upper bound). A bound is drawn as a vertical tick; a panel
     without one (None) has a logarithmic axis. reasons: label -> why its first panel is empty, written there.
     """
-    figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, 0.22 * len(rows) + 0.75), sharey=True)
+    pitch = 0.22 if len(rows) < 20 else 0.135  # a table of many rows is set on one page
+    figure, grid = plt.subplots(1, len(panels), figsize=(WIDTH, pitch * len(rows) + 0.75), sharey=True)
     tables = pd.concat(rows.values())
     for axes, (column, (title, bound)) in zip(grid, panels.items(), strict=True):
         for y, table in enumerate(rows.values()):
@@ -207,7 +208,7 @@ def apart(positions: Sequence[float], gap: float) -> list[float]:
     return out
 
 
-def name_lines(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 9.5) -> None:
+def name_lines(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 9.5, size: float = 8) -> None:
     """Write each name (text, y in data, colour) right of the axes at its line's end, at least `gap` points apart.
 
     The names do not reach above or below the axes as long as there is room for all of them.
@@ -228,11 +229,11 @@ def name_lines(axes: Axes, ends: Sequence[tuple[str, float, str]], gap: float = 
             text,
             (1.0, y),
             xycoords=blended_transform_factory(axes.transAxes, axes.transData),
-            xytext=(11, there - here),
+            xytext=(gap, there - here),
             textcoords="offset points",
             color=legible(color),
             va="center",
-            fontsize=8,
+            fontsize=size,
             annotation_clip=False,
             arrowprops={
                 "arrowstyle": "-",

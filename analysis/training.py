@@ -25,13 +25,14 @@ score = frame.scores().drop_duplicates("net").set_index("net")["score"]
 unit = frame.scores().drop_duplicates("net").set_index("net")["unit"]
 classifiers = [net for net in names if score.get(net) == "error"]
 beyond = [net for net in names if net in score and score[net] != "error"]
-PANELS = 16  # per page
+PANELS, COLUMNS = 24, 4  # per page, in a row
 
 
 def draw(nets: list[str], name: str) -> None:
-    """One panel per net, two in a row; classifiers share the axis of their errors."""
-    rows, shared = -(-len(nets) // 2), set(nets) <= set(classifiers)
-    figure, grid = plt.subplots(rows, 2, figsize=(style.WIDTH, 1.06 * rows + 0.3), sharey=shared, squeeze=False)
+    """One panel per net; classifiers share the axis of their errors."""
+    rows, shared = -(-len(nets) // COLUMNS), set(nets) <= set(classifiers)
+    size = (style.WIDTH, 1.02 * rows + 0.3)
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=size, sharey=shared, squeeze=False)
     for axes in grid.flat[len(nets) :]:
         axes.remove()
     ends = {}
@@ -47,10 +48,12 @@ def draw(nets: list[str], name: str) -> None:
         )  # fmt: skip
         last = curves["epoch"].max()
         end = frame.spread(curves[curves["epoch"] == last], ["variant"], shown)
-        ends[axes] = [(row.variant, row.median, looks[row.variant].color) for row in end.itertuples()]
-        label = "" if shared else f"{frame.SCORES[score[net]]} ({unit[net]})"
-        axes.set(title=names[net], xlabel="", ylabel=label, xlim=(min(1, last - 1), last))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ends[axes] = [(frame.readable(row.variant), row.median, looks[row.variant].color) for row in end.itertuples()]
+        label = "" if shared else f": {frame.SCORES[score[net]]} ({unit[net]})"
+        axes.set(xlabel="", ylabel="", xlim=(min(1, last - 1), last))
+        axes.set_title(f"{names[net]}{label}", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.grid(axis="y")
     if shared and history["test_error"].min() > 0:
         grid.flat[0].set_yscale("log")
@@ -60,7 +63,7 @@ def draw(nets: list[str], name: str) -> None:
     if shared:
         figure.supylabel("test error (%)", fontsize=9)
     for axes, lines in ends.items():
-        style.name_lines(axes, lines)
+        style.name_lines(axes, lines, gap=7.5, size=6.5)
     style.save(figure, name)
 
 

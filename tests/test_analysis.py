@@ -145,6 +145,7 @@ def test_an_unknown_notebook_is_refused_with_the_known_names(house):
 def test_notebooks_are_the_percent_files_and_begin_with_a_title():
     by_name = notebooks.read_all(ROOT / "analysis")
     assert list(by_name) == [
+        "architectures",
         "claims",
         "examples",
         "expressiveness",
@@ -160,10 +161,10 @@ def test_notebooks_are_the_percent_files_and_begin_with_a_title():
         assert notebook.cells[0].source.startswith("# "), name
 
 
-def test_only_schematics_and_survey_import_the_package():
+def test_only_the_drawings_of_nets_and_survey_import_the_package():
     texts = {path.stem: path.read_text() for path in (ROOT / "analysis").glob("*.py")}
     importing = [name for name, text in texts.items() if re.search(r"^(from|import) skipform", text, re.M)]
-    assert sorted(importing) == ["schematics", "survey"]
+    assert sorted(importing) == ["architectures", "layered", "schematics", "survey"]
     assert not [
         name for name, text in texts.items() if re.search(r"^(from|import) (lightning|torchvision)", text, re.M)
     ]

@@ -204,7 +204,7 @@ def made(tmp_path_factory):
         shutil.copy(ROOT / "paper" / name, root / "paper")
     yield root
     sys.path.remove(str(ROOT / "analysis"))
-    for name in ("frame", "style"):
+    for name in ("frame", "style", "layered"):
         sys.modules.pop(name)
 
 
@@ -261,7 +261,7 @@ def test_the_verdicts_of_the_paper_are_those_of_the_rule(made):
 def test_every_generated_file_the_paper_reads_is_made_and_every_figure_is_shown(made):
     source = (ROOT / "paper/main.typ").read_text()
     read = set(re.findall(r'"generated/([a-z_]+\.(?:csv|json|pdf))"', source))
-    read |= {f"fig_{name}.pdf" for name in re.findall(r'schematic\("([a-z_]+)"', source)}
+    read |= {f"fig_{name}.pdf" for name in re.findall(r'(?:schematic|natural)\("([a-z_]+)"', source)}
     there = {p.name for p in (made / "paper/generated").iterdir()}
     # Figures that a run may lack: a notebook names those it made, the source says what they show.
     read |= {f"{name}.pdf" for name in re.findall(r"^  (fig_[a-z]+): \[", source, flags=re.MULTILINE)}
@@ -274,6 +274,26 @@ def test_every_generated_file_the_paper_reads_is_made_and_every_figure_is_shown(
         read |= parts
     assert read <= there
     assert {name for name in there if name.endswith(".pdf")} <= read
+
+
+def test_variants_are_printed_as_a_reader_reads_them(made):
+    import frame
+
+    names = {"mlp": "Perceptron", "fpn": "FPN"}
+    assert names.items() <= frame.names().items()
+    printed = {
+        "mlp/plain": "Perceptron, plain",
+        "fpn/no-laterals": "FPN, no-laterals",
+        "no_skips": "no skips",
+        "fcn/no_skips": "FCN-8s, no skips",
+        "overfitting_untreated/residual-net": "residual-net, untreated",
+        "plain-20": "plain-20",
+    }
+    assert {variant: frame.readable(variant) for variant in printed} == printed
+    every = pd.read_csv(made / "paper/generated/table_comparisons.csv")
+    assert "Perceptron, addition" in set(every["second"])
+    for column in ("first", "second", "measure"):
+        assert not every[column].str.contains("[_/]").any()
 
 
 def test_every_character_is_in_a_font_of_the_typesetter(made):

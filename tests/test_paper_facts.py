@@ -1,0 +1,238 @@
+"""Every fact about data that the text of the paper states in words of its own, against the data.
+
+Most numbers in paper/main.typ are generated. A sentence that is typed is named here, and its test fails when it is no
+longer written or no longer true.
+"""
+
+import ast
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sklearn.datasets import load_digits
+
+from skipform import comparisons, nets
+from skipform.stages import measure
+
+ROOT = Path(__file__).parents[1]
+TEXT = " ".join((ROOT / "paper/main.typ").read_text().split())
+
+
+def read(path):
+    return json.loads((ROOT / path).read_text())
+
+
+def experiment(name):
+    return yaml.safe_load((ROOT / "experiments" / f"{name}.yaml").read_text())
+
+
+def states(*sentences):
+    for sentence in sentences:
+        assert " ".join(sentence.split()) in TEXT, sentence
+
+
+def configs(net):
+    """Variant -> the config of its runs, without variant and seed."""
+    lines = (ROOT / f"records/survey/{net}.jsonl").read_text().splitlines()
+    found = {}
+    for config in (json.loads(line)["config"] for line in lines):
+        found[config["variant"]] = {key: config[key] for key in config if key not in ("variant", "seed")}
+    return found
+
+
+SURVEYED = sorted(path.stem for path in (ROOT / "records/survey").glob("*.jsonl"))
+
+
+def test_the_digits_are_as_many_and_as_large_as_the_text_says():
+    states("the 1#(sym.space.thin)797 handwritten digits of 8 × 8 pixels that come with scikit-learn")
+    assert load_digits().images.shape == (1797, 8, 8)
+
+
+def test_maxima_in_few_layers():
+    states(
+        "So $k = 1, 2, 3, 4, 5$ layers take that of 2, 5, 12, 30, 75 numbers",
+        "$3^(k-1) + 2$ numbers for $k >= 2$, hence 5, 11, 29, 83",
+        "Ours is larger by one at three and four layers, and smaller from five on",
+        "For three and four layers this is one number more than published",
+        "since $3^2 < 12$ and $3^3 < 30$",
+    )
+    rows = {row["layers"]: row for row in read("measures/theorems.json")["maxima"]}
+    assert {k: row["ours"] for k, row in rows.items()} == {2: 5, 3: 12, 4: 30, 5: 75}
+    assert {k: row["published"] for k, row in rows.items()} == {k: 3 ** (k - 1) + 2 for k in rows}
+    assert {k: row["ours"] - row["published"] for k, row in rows.items()} == {2: 0, 3: 1, 4: 1, 5: 75 - 83}
+    reached = 2
+    for k in (2, 3, 4, 5):  # the theorem
+        reached = 2 * reached + reached // 2
+        assert reached == rows[k]["ours"]
+    for k in (3, 4):  # the least k with 3^k >= n layers are necessary
+        assert 3 ** (k - 1) < rows[k]["ours"] <= 3**k
+
+
+def test_the_certificates_and_the_program_next_to_them():
+    states(
+        "The networks for 5, 12, 30 and 75 numbers come as certificates",
+        "fewer than a hundred lines that need Python's standard library alone",
+    )
+    folder = ROOT / "paper/certificates"
+    assert {path.stem for path in folder.glob("*.json")} == {f"max{n}" for n in (5, 12, 30, 75)}
+    source = (folder / "check.py").read_text()
+    assert len(source.splitlines()) < 100
+    imported = {
+        name
+        for node in ast.walk(ast.parse(source))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+
+
+def test_what_is_not_piecewise_linear_multiplies_two_values():
+    states("Attention, gates and layer normalisation all multiply two values that depend on the input.")
+    reasons = {row["reason"].split()[0] for row in read("measures/grammar.json") if "reason" in row}
+    assert reasons == {"scaled_dot_product_attention", "sigmoid", "layer_norm"}
+
+
+def test_a_resnet_carries_little_and_a_preactivated_one_more():
+    states("A ResNet does this after every block and carries little")
+    rows = {row["variant"]: row for row in read("measures/grammar.json") if "after" in row}
+    post, pre = rows["ResNet-110"], rows["PreResNet-110"]
+    assert post["after"]["carried"] == post["before"]["held"]  # no more than the module holds
+    assert pre["after"]["carried"] > post["after"]["carried"]
+
+
+def test_the_u_net_takes_no_smaller_image():
+    states("U-Net takes no smaller image.")
+    (row,) = [row for row in read("measures/grammar.json") if row["variant"] == "U-Net"]
+    least = nets.build("unet").least
+    assert row["inputs"] == [[1, least, least]]
+
+
+@pytest.mark.parametrize("net", SURVEYED)
+def test_variants_differ_in_their_nets_alone(net):
+    states("The variants in a panel differ only in what their names say.")
+    found = list(configs(net).values())
+    rest = [{key: value for key, value in config.items() if key != "net"} for config in found]
+    assert all(other == rest[0] for other in rest)
+    assert {config["net"]["name"] for config in found} == {net}
+
+
+@pytest.mark.parametrize("net", ["bert", "detr", "fcn", "fpn", "gpt", "transformer", "unet"])
+def test_variants_of_the_nets_of_other_tasks_differ_in_their_skips_alone(net):
+    states("Their variants differ in their skips and in nothing else.")
+    rest = [{key: value for key, value in config["net"].items() if key != "skip"} for config in configs(net).values()]
+    assert all(other == rest[0] for other in rest)
+
+
+def test_the_nets_of_other_tasks_are_those():
+    others = {
+        net
+        for net in SURVEYED
+        if json.loads((ROOT / f"records/survey/{net}.jsonl").read_text().splitlines()[0])["metrics"]["shown"][0]
+        != "error"
+    }
+    assert others == {"bert", "detr", "fcn", "fpn", "gpt", "transformer", "unet"}
+
+
+def test_the_bounds_of_what_is_measured():
+    states(
+        "Jacobians are taken along at most 256 directions",
+        "for ten fixed random combinations of their outputs",
+        "The image of the segment, through 65 points",
+        "as a function of the embeddings of eight tokens",
+    )
+    assert measure.DIRECTIONS[1] == 256
+    assert measure.PATH == 65
+    rows = {
+        net: read(f"measures/survey/{net}.json")["rows"] for net in ("fcn", "unet", "fpn", "bert", "gpt", "transformer")
+    }
+    for net in ("fcn", "unet", "fpn"):
+        assert all(row["directions"] <= 256 and row["line_share"] < 1 for row in rows[net]), net
+    for net in ("bert", "gpt", "transformer"):
+        assert all(row["line_reason"] for row in rows[net]), net
+
+
+def test_the_rule_for_few_seeds():
+    states(
+        "Three networks against three can decide one comparison ($p >= 1 slash 20$)",
+        "six against six up to 46 ($p >= 1 slash 924$)",
+        "from ten shared seeds on, all signs",
+    )
+    assert math.comb(6, 3) == 20
+    assert math.comb(12, 6) == 924
+    for count, least, decided in ((1, 20, True), (2, 20, False), (46, 924, True), (47, 924, False)):
+        assert (count / least <= 0.05) == decided
+    assert comparisons.PAIRED == 10
+
+
+def test_claims_about_runs_of_the_survey_are_marked_as_announced_afterwards():
+    states("The claims of @sec-claims about survey runs were announced after these runs had been seen")
+    for path in sorted((ROOT / "experiments/comparisons").glob("*.yaml")):
+        runs = yaml.safe_load(path.read_text())["runs"]
+        of_survey = any(run.startswith("survey/") for run in ([runs] if isinstance(runs, str) else runs))
+        assert ("Announced after these runs had been seen." in path.read_text()) == of_survey, path.stem
+
+
+def test_the_nets_of_the_claim_about_pooling():
+    states(
+        "Their number is the same for every pooling but one: the strided convolution has additional weights",
+        "one convolutional network, whose variants differ only in the pooling",
+    )
+    variants = experiment("claims/pooling")["variants"]
+    assert len({json.dumps({k: v for k, v in net.items() if k != "pool"}) for net in variants.values()}) == 1
+    trained = {}
+    for variant, arguments in variants.items():
+        net = nets.build(**arguments, in_channels=1, num_classes=10)
+        trained[variant] = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    strided = trained.pop("strided")
+    assert len(set(trained.values())) == 1
+    assert strided > trained["none"]
+
+
+def test_the_nets_of_the_claims_about_blocks():
+    states(
+        "Single, double, quadruple: four ReLU layers under four skips, two or one, at equal width",
+        "the wide variants have about as many parameters as the single one",
+        "it has the fewest ReLUs",
+        "At equal width the single-activation network has the most parameters",
+    )
+    variants = experiment("claims/activation_blocks")["variants"]
+    assert [(v["blocks"], v["activations"]) for v in variants.values()] == [(4, 1), (2, 2), (1, 4), (2, 2), (1, 4)]
+    sizes = {row["variant"]: row["parameters"] for row in read("measures/claims/activation_blocks.json")["rows"]}
+    assert sizes["single"] > sizes["double"] > sizes["quadruple"]
+    for wide in ("double-wide", "quadruple-wide"):
+        assert abs(sizes[wide] / sizes["single"] - 1) < 0.01  # one hundredth: what is called equal size
+    relus = {name: sum(v["width"]) if isinstance(v["width"], list) else 4 * v["width"] for name, v in variants.items()}
+    assert relus["single"] < min(relus["double-wide"], relus["quadruple-wide"])
+    rows = read("measures/claims/addition_concatenation.json")["rows"]
+    skips = {(row["variant"], row["copy"]): row["parameters"] for row in rows}
+    assert abs(skips["add", None] / skips["concat", None] - 1) < 0.01
+
+
+def test_the_plane_of_fully_connected_nets_is_three_times_as_wide():
+    states("for fully connected networks on one three times as long and wide")
+    margins = re.findall(r"^ +(\w+): \{.*?margin: (\d+)", (ROOT / "dvc.yaml").read_text(), re.M)
+    assert dict(margins) == {
+        "addition_concatenation": "1",
+        "activation_blocks": "1",
+    }  # 1 on both sides of a length of 1
+
+
+def test_boxes_are_shown_from_the_score_on_that_the_caption_names():
+    states("a score above 30 % (solid)")
+    assert "THRESHOLD = 0.3\n" in (ROOT / "analysis/examples.py").read_text()
+
+
+def test_the_max_pooled_net_has_more_regions_than_pieces_because_of_its_pooling():
+    """The trained network with max pooling has fewer pieces than regions in the median, as the text shows."""
+    states("The trained network with max pooling of @sec-abstract shows the difference")
+    rows = [r for r in read("measures/claims/pooling.json")["rows"] if r["when"] == "final" and r["variant"] == "max"]
+    assert all(row["pieces"] < row["regions"] for row in rows)
