@@ -229,5 +229,5 @@ def draw(diagram: Diagram) -> Figure:
         shape.set(edgecolor=style.INK, linewidth=0.7, zorder=3, gid=f"node-{k}")
         axes.add_patch(shape)
         axes.text(x, y, text, rotation=turn, ha="center", va="center", fontsize=FONT if turn else 9, zorder=4,
-                  linespacing=1.0, rotation_mode="anchor" if not turn else "default")  # fmt: skip
+                  linespacing=1.0)  # fmt: skip
     return figure

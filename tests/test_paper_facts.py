@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 import yaml
@@ -109,6 +110,14 @@ def test_a_resnet_carries_little_and_a_preactivated_one_more():
     assert pre["after"]["carried"] > post["after"]["carried"]
 
 
+def test_models_with_max_pooling_become_deeper_and_no_other():
+    states("Those with max pooling", "become deeper, by $ceil(log_2 n)$ layers for each pooling of $n$ numbers")
+    for row in read("measures/grammar.json"):
+        if "after" in row:
+            deeper = row["after"]["depth"] > row["before"]["depth"]
+            assert deeper == (row["before"]["max_poolings"] > 0), row["variant"]
+
+
 def test_the_u_net_takes_no_smaller_image():
     states("U-Net takes no smaller image.")
     (row,) = [row for row in read("measures/grammar.json") if row["variant"] == "U-Net"]
@@ -195,6 +204,18 @@ def test_the_nets_of_the_claim_about_pooling():
     strided = trained.pop("strided")
     assert len(set(trained.values())) == 1
     assert strided > trained["none"]
+
+
+def test_more_pieces_do_not_mean_fewer_errors():
+    """In the median over the seeds, the order of the poolings by pieces is not that by errors, either way."""
+    states("Expressive power does not decide what is learnt: the median test error is")
+    rows = [row for row in read("measures/claims/pooling.json")["rows"] if row["when"] == "final"]
+    variants = {row["variant"] for row in rows}
+    by_pieces, by_errors = (
+        sorted(variants, key=lambda variant: median([row[key] for row in rows if row["variant"] == variant]))
+        for key in ("pieces", "test_error")
+    )
+    assert by_errors not in (by_pieces, by_pieces[::-1])
 
 
 def test_the_nets_of_the_claims_about_blocks():
