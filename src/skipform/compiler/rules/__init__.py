@@ -10,10 +10,24 @@ error.
 from collections.abc import Callable
 from typing import Any
 
-from skipform.compiler.rules import affine, averages, maxima, moves, piecewise
-from skipform.compiler.rules.values import PaddedWithMinusInfinity, Unavailable, is_activation, result_sizes
+from skipform.compiler.rules import affine, attention, averages, maxima, moves, piecewise
+from skipform.compiler.rules.values import (
+    BatchInside,
+    PaddedWithMinusInfinity,
+    Unavailable,
+    is_activation,
+    result_sizes,
+)
 
-__all__ = ["NEAREST", "NOT_PIECEWISE_LINEAR", "RULES", "PaddedWithMinusInfinity", "Unavailable", "is_activation"]
+__all__ = [
+    "NEAREST",
+    "NOT_PIECEWISE_LINEAR",
+    "RULES",
+    "BatchInside",
+    "PaddedWithMinusInfinity",
+    "Unavailable",
+    "is_activation",
+]
 
 # Operations that are not piecewise linear, or not even continuous, with the nearest operation that is.
 NOT_PIECEWISE_LINEAR = {
@@ -30,7 +44,6 @@ NOT_PIECEWISE_LINEAR = {
     "tanh": "hardtanh",
     "softmax": "relu (an attention without softmax is still a product of two activations)",
     "log_softmax": "no activation: return the logits",
-    "scaled_dot_product_attention": "a linear map with constant weights",
     "layer_norm": "batch_norm in eval mode",
     "native_layer_norm": "batch_norm in eval mode",
     "group_norm": "batch_norm in eval mode",
@@ -91,6 +104,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "baddbmm": affine.addmm,
     "linear": affine.linear,
     "einsum": affine.einsum,
+    "scaled_dot_product_attention": attention.attention,
     "conv1d": affine.conv,
     "conv2d": affine.conv,
     "conv3d": affine.conv,

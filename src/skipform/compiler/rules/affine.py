@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from skipform.compiler.emit import Emitter
 from skipform.compiler.rules.values import (
     PRODUCT,
+    BatchInside,
     Dims,
     Operand,
     Unavailable,
@@ -56,7 +57,13 @@ def div(e: Emitter, x: fx.Node, y: Value, rounding_mode: str | None = None) -> f
 
 
 def multiply_matrices(e: Emitter, x: Operand, y: Operand) -> fx.Node:
-    """x @ y with one of them constant."""
+    """x @ y with one of them constant, which may have k matrices for each sample, as attention with k heads has."""
+    constant, active = (y, x) if isinstance(x, fx.Node) else (x, y)
+    if isinstance(active, fx.Node) and isinstance(constant, Tensor) and constant.ndim == active.meta["val"].ndim == 3:
+        if active.meta["batch_dim"] == 0 and len(constant) > 1:
+            active = e.reshape(active, [-1, len(constant), *e.sizes(active)[1:]])
+            y = e.emit(torch.matmul, *((active, constant) if isinstance(x, fx.Node) else (constant, active)))
+            return e.reshape(y, result_sizes(e))
     if isinstance(x, fx.Node):
         if isinstance(y, fx.Node):
             raise e.unsupported(PRODUCT, "a constant matrix")
@@ -75,10 +82,12 @@ def addmm(e: Emitter, bias: Operand, x: Operand, y: Operand, *, beta: float = 1,
     return linear_sum(e, [(product, alpha), (bias, beta)])
 
 
-def linear(e: Emitter, x: fx.Node, weight: Operand, bias: Operand | None = None) -> fx.Node:
+def linear(
+    e: Emitter, x: fx.Node | BatchInside, weight: Operand, bias: Operand | None = None
+) -> fx.Node | BatchInside:
     if isinstance(weight, fx.Node) or isinstance(bias, fx.Node):
         raise e.unsupported(PRODUCT, "constant weights")
-    return e.linear(x, weight, bias)
+    return BatchInside(e.linear(x.x, weight, bias)) if isinstance(x, BatchInside) else e.linear(x, weight, bias)
 
 
 def einsum(e: Emitter, equation: str, operands: Sequence[Operand], path: Sequence[int] | None = None) -> fx.Node:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from skipform.compiler.emit import Emitter
 from skipform.compiler.rules.affine import masked_fill
 from skipform.compiler.rules.values import (
+    BatchInside,
     Operand,
     PaddedWithMinusInfinity,
     Value,
@@ -40,9 +41,15 @@ def dropout(e: Emitter, x: fx.Node, p: float, train: bool) -> fx.Node:
 # -- entries in the same order -----------------------------------------------------------------------------------
 
 
-def view(e: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+def view(e: Emitter, x: fx.Node | BatchInside, *args: Any, **kwargs: Any) -> fx.Node | BatchInside:
     """Any operation that leaves the entries in their order."""
-    return e.reshape(x, result_sizes(e))
+    sizes = result_sizes(e)
+    if isinstance(x, BatchInside):
+        return e.reshape(x.x, sizes)
+    before = e.sizes(x)[: x.meta["batch_dim"]]
+    if sizes[0] == -1 and math.prod(before) > 1:
+        return BatchInside(e.reshape(x, [*before, *sizes]))
+    return e.reshape(x, sizes)
 
 
 def squeeze(e: Emitter, x: fx.Node, dim: int | Sequence[int] | None = None) -> fx.Node:
