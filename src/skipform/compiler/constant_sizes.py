@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
@@ -82,7 +83,7 @@ def _number(size: Any, known: dict[sympy.Symbol, int]) -> int:
 
 def _with_numbers(value: Any, known: dict[sympy.Symbol, int]) -> Any:
     """The value with known sizes put in; where an operation after it fixed a size, the export knows the number too."""
-    if isinstance(value, Tensor):
+    if isinstance(value, FakeTensor):
         sizes = [_with_numbers(size, known) for size in value.shape]
         if all(new is old for new, old in zip(sizes, value.shape, strict=True)):
             return value

@@ -157,7 +157,7 @@ class Emitter:
     def take(self, x: fx.Node, dim: int, indices: Sequence[int]) -> fx.Node:
         """x at the given indices along dim: slices if the indices form at most three arithmetic progressions, else an
         index_select."""
-        runs = _runs(indices)
+        runs = _runs(indices) or [(0, 0, 1)]
         if len(runs) > 3:
             self.not_batch(x, dim)
             return self.emit(torch.index_select, x, dim, torch.tensor(indices))

@@ -29,7 +29,19 @@ from skipform.errors import SkipformError, first_line
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 # Operations on constants that may read the batch size: it is a size of the result and nothing else.
-SIZED = ("full", "zeros", "ones", "empty", "expand", "repeat", "new_zeros", "new_ones", "view", "_unsafe_view", "reshape")
+SIZED = (
+    "full",
+    "zeros",
+    "ones",
+    "empty",
+    "expand",
+    "repeat",
+    "new_zeros",
+    "new_ones",
+    "view",
+    "_unsafe_view",
+    "reshape",
+)
 SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes at which a size of the result must be the same multiple of the batch
 
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
@@ -191,7 +203,12 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
         raise emitter.unsupported("has no rewriting rule", NEAREST.get(name))
     if any(isinstance(leaf, PaddedWithMinusInfinity) for leaf in flat) and not name.startswith("max_pool"):
         raise emitter.unsupported("takes entries of -inf; only a max pooling may follow that padding")
-    if any(isinstance(leaf, BatchInside) for leaf in flat) and name not in ("linear", "view", "_unsafe_view", "reshape"):
+    if any(isinstance(leaf, BatchInside) for leaf in flat) and name not in (
+        "linear",
+        "view",
+        "_unsafe_view",
+        "reshape",
+    ):
         raise emitter.unsupported(f"{MERGED}; only a linear layer and a reshape may follow that")
     try:
         return emitter.rules.get(name, RULES[name])(emitter, *args, **kwargs)

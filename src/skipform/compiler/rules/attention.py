@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import fx
+from torch import Tensor, fx
 
 from skipform.compiler.emit import Emitter
 from skipform.compiler.rules.affine import multiply_matrices
@@ -24,15 +24,15 @@ def attention(
     """softmax(scale q k^T + mask) v, for q (..., t, d), k (..., s, d), v (..., s, e): a matrix (t, s) for each head.
 
     The matrix is what torch itself makes of the unit vectors as values."""
-    if any(isinstance(operand, fx.Node) for operand in (query, key, mask)) or not isinstance(value, fx.Node):
+    if isinstance(query, fx.Node) or isinstance(key, fx.Node) or isinstance(mask, fx.Node):
         raise e.unsupported("is not piecewise linear", "a linear map with constant weights")
+    assert isinstance(value, fx.Node), "one operand must be an activation"
     if dropout > 0:
         raise e.unsupported("is random", "dropout_p=0.0 in eval mode")
-    if isinstance(mask, torch.Tensor) and mask.is_floating_point():
-        mask = real(e, mask)
+    bias = real(e, mask) if isinstance(mask, Tensor) and mask.is_floating_point() else mask
     q, k = real(e, query), real(e, key)
     unit = torch.eye(k.shape[-2], dtype=torch.float64, device=e.device).expand(*k.shape[:-2], -1, -1)
-    weights = F.scaled_dot_product_attention(q, k, unit, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    weights = F.scaled_dot_product_attention(q, k, unit, bias, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
     heads = value.meta["val"].ndim - 3
     if enable_gqa and size_of(value, heads) != q.shape[-3]:  # every head of the values serves several of the queries
         repeats = q.shape[-3] // size_of(value, heads)

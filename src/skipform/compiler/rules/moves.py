@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from skipform.compiler.emit import Emitter
-from skipform.compiler.rules.affine import masked_fill
+from skipform.compiler.rules.affine import masked_fill, put
 from skipform.compiler.rules.values import (
     BatchInside,
     Operand,
@@ -171,6 +171,11 @@ def split(e: Emitter, x: fx.Node, size: Any, dim: int = 0) -> list[fx.Node]:
     return parts
 
 
+def split_in_axis(axis: int) -> Callable[..., list[fx.Node]]:
+    """hsplit, vsplit, dsplit: tensor_split along the axis."""
+    return lambda e, x, size: split(e, x, size, axis)
+
+
 def unbind(e: Emitter, x: fx.Node, dim: int = 0) -> list[fx.Node]:
     (dim,) = dims_of(x, dim)
     e.not_batch(x, dim)
@@ -297,6 +302,15 @@ def scatter(e: Emitter, x: Value, dim: int, index: Operand, source: Value, *, re
     if bool((times > 1).any()):
         raise e.unsupported("writes an entry more than once, in no fixed order", "scatter_add")
     return move(e, x, dim, index, source)
+
+
+def index_put(e: Emitter, x: Value, indices: Sequence[Any], values: Operand, accumulate: bool = False) -> fx.Node:
+    """x[indices] = values for constant indices."""
+    if not isinstance(values, fx.Node):
+        return put(e, x, indices, values, accumulate)
+    if accumulate:
+        raise e.unsupported("adds at indices", "index_add or scatter_add")
+    return move(e, x, indices, values)
 
 
 def _as_in_batch(e: Emitter, argument: Any, original: Any) -> Any:
