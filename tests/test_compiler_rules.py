@@ -26,6 +26,7 @@ def numbers(*shape):
 
 
 W, V, K = numbers(4, 3), numbers(4, 4), numbers(6, 2, 3, 3)
+FORM = numbers(2, 3, 3)
 PAIR, COLUMN, GRID = numbers(2, 1, 1), numbers(6, 1, 1), numbers(1, 3, 4, 2)
 
 
@@ -162,6 +163,21 @@ CASES = {
             x.unfold(2, 3, 2),
             F.unfold(x, 3, padding=1),
             F.fold(x.flatten(2)[:, :4, :12], (4, 5), 2),
+        ],
+    ),
+    "constant factors": (
+        (4, 3),
+        lambda x: [
+            torch.cross(x, W.expand_as(x), dim=2),
+            torch.tensordot(x, W, ([1, 2], [0, 1])),
+            torch.inner(x, W),
+            F.bilinear(x, W.expand(x.shape[0], 4, 3), FORM, V[0, :2]),
+            x.T.permute(2, 1, 0) + x.positive() + x.nan_to_num() + x**1,
+            x.nansum(1) + x.nanmean(1),
+            x.hsplit(2)[1],
+            torch.dsplit(x, 3)[0],
+            torch.norm(x, 1, 2) + torch.norm(x, float("inf"), 2) + F.pairwise_distance(x, 2 * x, 1),
+            torch.narrow_copy(x, 1, 1, 2),
         ],
     ),
     "constant places": (
@@ -420,6 +436,18 @@ REFUSED = {  # what a message must name
     "topk": (Function(lambda x: x.topk(2, 1).values), ["topk", "2 largest entries", "amax"]),
     "kthvalue": (Function(lambda x: x.kthvalue(2, 1).values), ["kthvalue", "no rewriting rule; nearest", "amax"]),
     "normalised dot": (Function(lambda x: (F.normalize(x, dim=1) * x).sum(1)), ["linalg_vector_norm", "order 2"]),
+    "bilinear form": (Function(lambda x: F.bilinear(x, x, FORM)), ["bilinear", "product", "constant fac"]),
+    "euclidean norm": (Function(lambda x: torch.norm(x, 2, 1)), ["norm", "order 2"]),
+    "power": (Function(lambda x: x**2), ["pow", "abs"]),
+    "cosine": (Function(lambda x: F.cosine_similarity(x, 2 * x)), ["cosine_similarity", "constant weights"]),
+    "remainder": (Function(lambda x: x % 1), ["remainder", "clamp"]),
+    "masked select": (Function(lambda x: x.masked_select(W > 0)), ["masked_select", "x[:, mask]"]),
+    "unpooling": (
+        Function(lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), 2)),
+        ["index of a maximum"],
+    ),
+    "merged batch": (Function(lambda x: x.transpose(0, 1).reshape(-1, 3).relu()), ["relu", "merges the batch"]),
+    "merged batch returned": (Function(lambda x: x.transpose(0, 1).reshape(-1, 3)), ["reshape", "merges the batch"]),
     "scatter twice": (
         Function(lambda x: x.scatter(1, torch.zeros_like(rows(x)), x)),
         ["scatter", "more than once", "scatter_add"],

@@ -3,12 +3,14 @@
 Collected where its wheels exist (see conftest.py): CPython 3.11 on Linux, x86-64.
 """
 
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from verifier_models import MODELS, shape_of
+from verifier_models import MODELS, PADDED, PADDED_SHAPE, shape_of
 
 from skipform.compiler import onnx_file
 from skipform.compiler.rewrite import rewrite
@@ -17,6 +19,10 @@ from skipform.measure import output_range
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it has no TensorFlow
     from maraboupy import Marabou
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # for the program of the README's table
+import table_clients  # noqa: E402
 
 BOX = (-0.5, 1.0)
 TARGETS = ["verifier", "perceptron"]
@@ -42,14 +48,14 @@ def write(name, target, path):
     onnx_file.save(rewrite(MODELS[name].float(), torch.zeros(1, *shape_of(name)), target, box=box), path)
 
 
-def reached(path, sign, bound, options):
-    """The input of the box at which Marabou says that sign * output_0 >= sign * bound; False if it proves that there
-    is none; None if its time is up."""
+def reached(path, sign, bound, options, box=BOX):
+    """The input of the box, of numbers or one for each input, at which Marabou says that sign * output_0 >= sign *
+    bound; False if it proves that there is none; None if its time is up."""
     net = read(path)
     inputs = np.concatenate([v.ravel() for v in net.inputVars])
-    for x in inputs:
-        net.setLowerBound(x, BOX[0])
-        net.setUpperBound(x, BOX[1])
+    for x, low, high in zip(inputs, *(np.broadcast_to(bound, inputs.shape) for bound in box), strict=True):
+        net.setLowerBound(x, float(low))
+        net.setUpperBound(x, float(high))
     y = net.outputVars[0].ravel()[0]
     net.addInequality([y], [-sign], -sign * bound)  # -sign y <= -sign bound
     answer, values, _ = net.solve(verbose=False, options=options)
@@ -112,17 +118,30 @@ def test_marabou_reads_the_target_verifier_as_the_model(name, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_marabou_ignores_the_padding_of_max_pooling_in_the_original_only(tmp_path):
-    """Marabou's issue 614: at an input below zero it reads another value than the model has."""
-    name = "padded max pooling"
-    torch.onnx.export(
-        MODELS[name].float(), torch.zeros(1, *shape_of(name)), tmp_path / "net.onnx", dynamo=False, opset_version=11
-    )
-    try:
-        value = value_by_marabou(tmp_path / "net.onnx", name)
-    except (AssertionError, ValueError, RuntimeError):
-        return  # the sizes that it computes without the padding do not fit the next layer
-    assert abs(value - value_by_torch(name)) > READING
+def test_marabou_proves_a_false_bound_of_padded_max_pooling_but_not_of_what_is_rewritten(tmp_path):
+    """Marabou's issue 614. Only pixel (3, 3) is free, in [0, 1], and one window has it: the output reaches 1. Of the
+    exported file Marabou proves that it stays below 1/2, since without the padding no window has that pixel; of ours it
+    finds an input, at which the model itself is above 1/2."""
+    upper = torch.zeros(PADDED_SHAPE)
+    upper[0, 3, 3] = 1.0
+    box, zeros = (torch.zeros(49), upper.flatten()), torch.zeros(1, *PADDED_SHAPE)
+    torch.onnx.export(PADDED, zeros, tmp_path / "exported.onnx", dynamo=False, opset_version=11)
+    assert reached(tmp_path / "exported.onnx", 1, 0.5, OPTIONS, box) is False
+    for target in TARGETS:
+        path = tmp_path / f"{target}.onnx"
+        onnx_file.save(rewrite(PADDED, zeros, target, box=(0.0, 1.0) if target == "perceptron" else None), path)
+        witness = reached(path, 1, 0.5, OPTIONS, box)
+        assert isinstance(witness, torch.Tensor)
+        assert ((witness >= -1e-6) & (witness <= upper.flatten() + 1e-6)).all()  # Marabou's own tolerance
+        assert PADDED(witness.float().reshape(1, *PADDED_SHAPE)).item() >= 0.5 - 1e-4
+        assert reached(path, 1, 1.0 + MARGIN, OPTIONS, box) is False  # and beyond the exact maximum there is nothing
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", table_clients.MODELS)
+def test_the_table_of_the_readme_is_what_marabou_answers(name):
+    """Renew it with `python benchmarks/table_clients.py`."""
+    assert table_clients.row(name) in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 # float32 files: 1e-5 (test_targets.py), of values below 10.

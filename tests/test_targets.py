@@ -17,7 +17,7 @@ from verifier_models import MODELS, shape_of
 
 from skipform.compiler import onnx_file, targets
 from skipform.compiler.rewrite import rewrite
-from skipform.compiler.targets import bounds_of
+from skipform.compiler.targets import Settings, bounds_of
 from skipform.compiler.targets.perceptron import chain
 from skipform.compiler.targets.verifier import convolution_of, convolutions_of
 from skipform.errors import SkipformError
@@ -177,6 +177,39 @@ def test_what_a_target_cannot_write_is_refused_in_one_line(target, module, optio
         rewrite(module.eval(), torch.zeros(1, 1, 6, 6), target, **options)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def concatenation(x, y, z):
+    """relu of an image's rows, a vector and a number, with one skip: shapes (2, 3), (4,), (1,)."""
+    return torch.cat([x.flatten(1).relu(), (y - 1).abs(), z], 1).cumsum(1).relu() - z
+
+
+@pytest.mark.parametrize("target", ["verifier", "perceptron"])
+@pytest.mark.parametrize("box", [None, (-0.5, 1.0)])
+def test_several_inputs_are_read_in_their_order(target, box, tmp_path):
+    shapes = [(2, 3), (4,), (1,)]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.rand(1, *shape, generator=generator) * 1.5 - 0.5 for shape in shapes]
+    module = Function(concatenation).eval()
+    plain = rewrite(module, tuple(inputs), target, box=box)
+    onnx_file.save(plain, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    assert names == ["input_0", "input_1", "input_2"]
+    (y,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    expected = module(*inputs)
+    assert np.abs(y - expected.numpy()).max() <= SINGLE * expected.abs().max()
+    if target == "perceptron":  # one concatenation and flattening in front of the chain
+        kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+        assert kinds == ["Flatten", "Concat", *["Gemm", "Relu"] * (kinds.count("Gemm") - 1), "Gemm", "Reshape"]
+        network = find_network(module, tuple(inputs), box)
+        assert network.in_features == 11
+        flat = torch.cat([x.flatten(1) for x in inputs], 1).double()
+        assert (network(flat) - expected).abs().max() <= SINGLE * expected.abs().max()
+
+
+def find_network(module, inputs, box):
+    return targets.find("perceptron").network(module, inputs, Settings(box=box))
 
 
 def test_a_perceptron_that_just_fits_is_written():

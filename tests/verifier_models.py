@@ -88,3 +88,17 @@ MODELS = TWELVE | REPORTED
 
 def shape_of(name):
     return SHAPES.get(name, (1, 6, 6))
+
+
+def _padded():
+    """The sum of the maxima of four windows: those of rows and columns 0, 1 and 3, 4, 5."""
+    model = nn.Sequential(nn.MaxPool2d(3, 4, 1), nn.Flatten(), nn.Linear(4, 1)).eval()
+    with torch.no_grad():
+        model[2].weight.fill_(1.0)
+        model[2].bias.zero_()
+    return model
+
+
+# Without its padding the windows have as many places, so that Marabou (issue 614) reads something else in silence.
+PADDED = _padded()
+PADDED_SHAPE = (1, 7, 7)

@@ -17,6 +17,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils import _pytree as pytree
 
+from skipform.compiler import constant_sizes
 from skipform.errors import SkipformError, first_line
 
 # What user code and torch.export raise on a module that cannot be captured: user code may raise anything, or exit.
@@ -98,10 +99,11 @@ def capture(module: nn.Module, example_inputs: Any, supported: Callable[[Any], b
         if isinstance(error, SkipformError):  # the model's own
             raise
         raise SkipformError(_explain(name, given, error)) from None
-    _same_for_every_batch(name, program.graph)
     signature = program.graph_signature
     tensors = {**program.state_dict, **program.constants}
     constants = {spec.arg.name: tensors[spec.target] for spec in signature.input_specs if spec.target is not None}
+    constant_sizes.resolve(program.graph, constants)
+    _same_for_every_batch(name, program.graph)
     mutated = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
     if mutated:
         written = ", ".join(mutated.values())

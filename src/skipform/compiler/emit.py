@@ -27,6 +27,7 @@ from skipform.errors import SkipformError
 from skipform.theory.trees import Window, half_tree, tree_depth
 
 BATCH, OTHER_BATCH = 2, 3  # the batch is the dimension in which shapes for these two batch sizes differ
+MERGED = "merges the batch into another dimension that comes before it"
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -123,7 +124,7 @@ class Emitter:
             return x
         batch = sizes.index(-1)
         if math.prod(sizes[:batch]) != math.prod(self.sizes(x)[: x.meta["batch_dim"]]):
-            raise self.unsupported("merges the batch into another dimension that comes before it")
+            raise self.unsupported(MERGED)
         return self.emit(torch.reshape, x, sizes)
 
     def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
@@ -156,7 +157,7 @@ class Emitter:
     def take(self, x: fx.Node, dim: int, indices: Sequence[int]) -> fx.Node:
         """x at the given indices along dim: slices if the indices form at most three arithmetic progressions, else an
         index_select."""
-        runs = _runs(indices)
+        runs = _runs(indices) or [(0, 0, 1)]
         if len(runs) > 3:
             self.not_batch(x, dim)
             return self.emit(torch.index_select, x, dim, torch.tensor(indices))

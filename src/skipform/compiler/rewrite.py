@@ -11,12 +11,14 @@ from torch.utils import _pytree as pytree
 
 from skipform.compiler import targets
 from skipform.compiler.capture import CAPTURE_FAILURES, Captured, capture, examples, mutates
+from skipform.compiler.check import AGREEMENT, apart
 from skipform.compiler.check import check as compare
-from skipform.compiler.emit import BATCH, OTHER_BATCH, Emitter, UnsupportedOperation, where
+from skipform.compiler.emit import BATCH, MERGED, OTHER_BATCH, Emitter, UnsupportedOperation, where
 from skipform.compiler.rules import (
     NEAREST,
     NOT_PIECEWISE_LINEAR,
     RULES,
+    BatchInside,
     PaddedWithMinusInfinity,
     Unavailable,
     is_activation,
@@ -26,6 +28,20 @@ from skipform.compiler.targets import MEMORY, Settings
 from skipform.errors import SkipformError, first_line
 
 SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+# Operations on constants that may read the batch size: it is a size of the result and nothing else.
+SIZED = (
+    "full",
+    "zeros",
+    "ones",
+    "empty",
+    "expand",
+    "repeat",
+    "new_zeros",
+    "new_ones",
+    "view",
+    "_unsafe_view",
+    "reshape",
+)
 SEVERAL = (1, 2, 3, 5, 8, 100)  # batch sizes at which a size of the result must be the same multiple of the batch
 
 __all__ = ["InputShapes", "UnsupportedOperation", "operation", "rewrite"]
@@ -187,6 +203,13 @@ def _apply(emitter: Emitter, node: Any, args: Any, kwargs: Any, read: Callable[[
         raise emitter.unsupported("has no rewriting rule", NEAREST.get(name))
     if any(isinstance(leaf, PaddedWithMinusInfinity) for leaf in flat) and not name.startswith("max_pool"):
         raise emitter.unsupported("takes entries of -inf; only a max pooling may follow that padding")
+    if any(isinstance(leaf, BatchInside) for leaf in flat) and name not in (
+        "linear",
+        "view",
+        "_unsafe_view",
+        "reshape",
+    ):
+        raise emitter.unsupported(f"{MERGED}; only a linear layer and a reshape may follow that")
     try:
         return emitter.rules.get(name, RULES[name])(emitter, *args, **kwargs)
     except CAPTURE_FAILURES as error:
@@ -206,15 +229,14 @@ def _no_batch_size(emitter: Emitter, target: Any, args: Any, kwargs: Any) -> Non
 
 
 def _constant(emitter: Emitter, node: Any, read: Callable[[fx.Node], Any]) -> Any:
-    """An operation on constants, in float64. One that is shaped like the batch becomes a single row, which must be
-    the same for every sample and batch size; one that draws random numbers is refused."""
-    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    """An operation on constants, in float64. One that is shaped like the batch becomes the rows of one sample, which
+    must be the same for every sample and batch size; one that draws random numbers is refused."""
+    if _is_random(node):
         raise emitter.unsupported("draws random numbers", "a buffer that holds them")
     name, value = operation(node.target), node.meta["val"]
     sized = any(isinstance(n.meta.get("val"), SYMBOLS) for n in node.all_input_nodes)
-    uniform = name in ("full", "zeros", "ones", "empty", "expand", "repeat", "new_zeros", "new_ones")
     shaped = any(map(_of_batch, (value, *(n.meta.get("val") for n in node.all_input_nodes))))
-    if sized and not (uniform and shaped):
+    if sized and not (shaped and name in SIZED):
         raise emitter.unsupported("computes with the batch size")
 
     def computed(batch: int) -> list[Any]:
@@ -235,15 +257,27 @@ def _constant(emitter: Emitter, node: Any, read: Callable[[fx.Node], Any]) -> An
     return pytree.tree_unflatten(rows, structure)
 
 
+def _is_random(node: Any) -> bool:
+    """Whether the operation draws random numbers: dropout does in training mode only, attention for a positive rate."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()} | node.kwargs
+    given |= dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
+    return bool(given.get("train", True)) and given.get("dropout_p", 1.0) > 0
+
+
 def _of_batch(value: Any) -> bool:
     """Whether a dimension of a tensor of the original depends on the batch size."""
     return any(isinstance(d, torch.SymInt) for v in pytree.tree_leaves(value) if isinstance(v, Tensor) for d in v.shape)
 
 
 def _row(result: Any, like: Any) -> Any:
-    """The first entry along every dimension that depends on the batch size in `like`."""
+    """The entries of one sample along every dimension that depends on the batch size in `like`; one entry if all of
+    them are equal. result: for a batch of one."""
     for dim, size in enumerate(like.shape if isinstance(result, Tensor) else ()):
-        result = result.narrow(dim, 0, 1) if isinstance(size, torch.SymInt) else result
+        if isinstance(size, torch.SymInt):
+            first = result.narrow(dim, 0, 1)
+            result = first if torch.equal(first.expand_as(result), result) else result
     return result
 
 
@@ -252,7 +286,9 @@ def _at_batch(like: Any, value: Any, batch: int) -> Any:
     if isinstance(value, torch.SymInt):
         return _size(value, batch)
     if isinstance(value, Tensor) and isinstance(like, Tensor):
-        return value.expand([_size(d, batch) for d in like.shape])
+        sizes = tuple(_size(d, batch) for d in like.shape)
+        if sizes != tuple(value.shape):
+            return value.repeat([n // max(m, 1) for n, m in zip(sizes, value.shape, strict=True)])
     return value
 
 
@@ -265,10 +301,10 @@ def _size(size: Any, batch: int) -> int:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether shapes and entries are equal, NaN to NaN."""
-    if one.shape != other.shape:
-        return False
-    return bool(((one == other) | ((one != one) & (other != other))).all())
+    """Whether shapes and entries are equal, NaN to NaN, but for rounding: a product of matrices sums in another order
+    for another batch size."""
+    gap, size = apart(one, other, None)
+    return one.shape == other.shape and bool(gap <= (AGREEMENT * size if one.is_floating_point() else 0))
 
 
 def _compare_sizes(emitter: Emitter, node: fx.Node, result: Any) -> None:
@@ -298,6 +334,9 @@ def _compare_dtypes(emitter: Emitter, node: fx.Node, activations: Sequence[fx.No
 
 
 def _output(emitter: Emitter, argument: Any, value: Any) -> Any:
+    if isinstance(value, BatchInside):
+        emitter.source = argument
+        raise emitter.unsupported(MERGED)
     if isinstance(value, (Unavailable, PaddedWithMinusInfinity)):
         emitter.source = argument.args[0] if argument.target is operator.getitem else argument
         what = value.what if isinstance(value, Unavailable) else "entries of -inf"

@@ -10,10 +10,24 @@ error.
 from collections.abc import Callable
 from typing import Any
 
-from skipform.compiler.rules import affine, averages, maxima, moves, piecewise
-from skipform.compiler.rules.values import PaddedWithMinusInfinity, Unavailable, is_activation, result_sizes
+from skipform.compiler.rules import affine, attention, averages, maxima, moves, piecewise
+from skipform.compiler.rules.values import (
+    BatchInside,
+    PaddedWithMinusInfinity,
+    Unavailable,
+    is_activation,
+    result_sizes,
+)
 
-__all__ = ["NEAREST", "NOT_PIECEWISE_LINEAR", "RULES", "PaddedWithMinusInfinity", "Unavailable", "is_activation"]
+__all__ = [
+    "NEAREST",
+    "NOT_PIECEWISE_LINEAR",
+    "RULES",
+    "BatchInside",
+    "PaddedWithMinusInfinity",
+    "Unavailable",
+    "is_activation",
+]
 
 # Operations that are not piecewise linear, or not even continuous, with the nearest operation that is.
 NOT_PIECEWISE_LINEAR = {
@@ -30,7 +44,6 @@ NOT_PIECEWISE_LINEAR = {
     "tanh": "hardtanh",
     "softmax": "relu (an attention without softmax is still a product of two activations)",
     "log_softmax": "no activation: return the logits",
-    "scaled_dot_product_attention": "a linear map with constant weights",
     "layer_norm": "batch_norm in eval mode",
     "native_layer_norm": "batch_norm in eval mode",
     "group_norm": "batch_norm in eval mode",
@@ -40,7 +53,6 @@ NOT_PIECEWISE_LINEAR = {
     "glu": "maximum of the two halves",
     "hardshrink": "softshrink",
     "sign": "hardtanh",
-    "pow": "abs",
     "square": "abs",
     "sqrt": None,
     "rsqrt": None,
@@ -52,10 +64,16 @@ NOT_PIECEWISE_LINEAR = {
     "floor": None,
     "ceil": None,
     "round": None,
+    **dict.fromkeys(("trunc", "fmod", "remainder", "frac", "bucketize", "searchsorted"), "hardtanh or clamp"),
+    "heaviside": "hardsigmoid",
+    "copysign": "abs",
+    **dict.fromkeys(("mse_loss", "huber_loss", "smooth_l1_loss"), "l1_loss"),
+    "cosine_similarity": "a linear map with constant weights",
+    "logaddexp": "maximum",
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), "interpolation or a transposed convolution"),
     "argmax": "amax",
     "argmin": "amin",
     "cond": "both branches, combined by constants",
-    "norm": "abs and sum",
     "var": "mean of abs",
     "std": "mean of abs",
     **dict.fromkeys(("gt", "lt", "ge", "le", "eq", "ne"), "maximum, minimum or clamp"),
@@ -69,7 +87,10 @@ NEAREST = {
     **dict.fromkeys(("sort", "argsort", "kthvalue", "median", "nanmedian", "mode"), "max or min, amax or amin"),
     **dict.fromkeys(("scatter_reduce", "index_reduce"), "scatter_add, or maximum of slices"),
     "masked_scatter": "where with a constant mask",
-    "cdist": "abs and sum of differences",
+    "masked_select": "x[:, mask] with a constant mask of one sample",
+    **dict.fromkeys(("cdist", "_cdist_forward"), "abs and sum of differences"),
+    **dict.fromkeys(("_fft_r2c", "complex"), "a linear map with constant cosines and sines"),
+    "as_strided": "unfold or slices",
     "logcumsumexp": "cummax",
     **dict.fromkeys(("prod", "cumprod"), "sum or cumsum"),
 }
@@ -91,6 +112,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "baddbmm": affine.addmm,
     "linear": affine.linear,
     "einsum": affine.einsum,
+    "scaled_dot_product_attention": attention.attention,
     "conv1d": affine.conv,
     "conv2d": affine.conv,
     "conv3d": affine.conv,
@@ -103,10 +125,15 @@ RULES: dict[str, Callable[..., Any]] = {
     "_native_batch_norm_legit_no_training": affine.batch_norm_inference,
     "mean": affine.mean,
     "sum": affine.total,
+    "nansum": affine.total,
+    "nanmean": affine.mean,
     "cumsum": affine.cumsum,
     "scatter_add": affine.scatter_add,
     "index_add": affine.index_add,
+    **dict.fromkeys(("bilinear", "tensordot", "inner", "linalg_cross"), affine.of_one_factor),
     "linalg_vector_norm": piecewise.vector_norm,
+    "norm": piecewise.norm,
+    "pow": piecewise.power,
     "col2im": affine.fold,
     "grid_sampler_2d": affine.sample_grid,
     "where": affine.select_by,
@@ -170,11 +197,23 @@ RULES: dict[str, Callable[..., Any]] = {
     "adaptive_max_pool3d": maxima.adaptive_max_pool,
     # the identity
     **dict.fromkeys(
-        ("clone", "contiguous", "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "type_as"), moves.same
+        (
+            "clone",
+            "contiguous",
+            "positive",
+            "nan_to_num",
+            "to",
+            "_to_copy",
+            "detach",
+            "alias",
+            "lift_fresh_copy",
+            "type_as",
+        ),
+        moves.same,
     ),
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), moves.dropout),
     # a new shape, entries in the same order
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "unflatten", "unsqueeze"), moves.view),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "ravel", "unflatten", "unsqueeze"), moves.view),
     "squeeze": moves.squeeze,
     **dict.fromkeys(("view_as", "reshape_as"), lambda e, x, other: moves.view(e, x)),
     # entries moved, dropped, repeated
@@ -182,7 +221,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "transpose": moves.transpose,
     "swapaxes": moves.transpose,
     "swapdims": moves.transpose,
-    "t": moves.transpose,
+    **dict.fromkeys(("t", "numpy_T"), moves.transpose),
     **dict.fromkeys(("mT", "adjoint", "mH"), lambda e, x: moves.transpose(e, x, -2, -1)),
     "movedim": moves.movedim,
     "moveaxis": moves.movedim,
@@ -195,10 +234,12 @@ RULES: dict[str, Callable[..., Any]] = {
     "concatenate": moves.cat,
     "stack": moves.stack,
     "slice": moves.slice_,
-    "narrow": moves.narrow,
+    **dict.fromkeys(("narrow", "narrow_copy"), moves.narrow),
     "select": moves.select,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), moves.split),
+    **{name: moves.split_in_axis(axis) for axis, name in enumerate(("vsplit", "hsplit", "dsplit"))},
     "unbind": moves.unbind,
+    "index_put": moves.index_put,
     "repeat": moves.repeat,
     "index_select": moves.index_select,
     "scatter": moves.scatter,
@@ -211,7 +252,7 @@ RULES: dict[str, Callable[..., Any]] = {
             *("flip", "fliplr", "flipud", "roll", "rot90", "tile", "repeat_interleave", "index", "_unsafe_index"),
             *("gather", "take", "take_along_dim", "unfold", "im2col", "pixel_shuffle", "pixel_unshuffle"),
             *("channel_shuffle", "diagonal", "tril", "triu", "diag_embed", "select_scatter", "slice_scatter"),
-            *("diagonal_scatter", "index_put", "index_copy", "slice_copy", "block_diag", "hstack", "vstack", "dstack"),
+            *("diagonal_scatter", "index_copy", "slice_copy", "block_diag", "hstack", "vstack", "dstack"),
         ),
         moves.move,
     ),

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from skipform.compiler.emit import Emitter
 from skipform.compiler.rules.values import (
     PRODUCT,
+    BatchInside,
     Dims,
     Operand,
     Unavailable,
@@ -56,7 +58,12 @@ def div(e: Emitter, x: fx.Node, y: Value, rounding_mode: str | None = None) -> f
 
 
 def multiply_matrices(e: Emitter, x: Operand, y: Operand) -> fx.Node:
-    """x @ y with one of them constant."""
+    """x @ y with one of them constant, which may have k matrices for each sample, as attention with k heads has."""
+    constant, active = (y, x) if isinstance(x, fx.Node) else (x, y)
+    if isinstance(active, fx.Node) and isinstance(constant, Tensor) and _has_several_rows(constant, active):
+        active = e.reshape(active, [-1, len(constant), *e.sizes(active)[1:]])
+        product = e.emit(torch.matmul, *((active, constant) if isinstance(x, fx.Node) else (constant, active)))
+        return e.reshape(product, result_sizes(e))
     if isinstance(x, fx.Node):
         if isinstance(y, fx.Node):
             raise e.unsupported(PRODUCT, "a constant matrix")
@@ -67,6 +74,10 @@ def multiply_matrices(e: Emitter, x: Operand, y: Operand) -> fx.Node:
     return e.emit(torch.matmul, x, y)
 
 
+def _has_several_rows(constant: Tensor, active: fx.Node) -> bool:
+    return constant.ndim == active.meta["val"].ndim == 3 and active.meta["batch_dim"] == 0 and len(constant) > 1
+
+
 def addmm(e: Emitter, bias: Operand, x: Operand, y: Operand, *, beta: float = 1, alpha: float = 1) -> fx.Node:
     """beta bias + alpha x @ y."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
@@ -75,10 +86,10 @@ def addmm(e: Emitter, bias: Operand, x: Operand, y: Operand, *, beta: float = 1,
     return linear_sum(e, [(product, alpha), (bias, beta)])
 
 
-def linear(e: Emitter, x: fx.Node, weight: Operand, bias: Operand | None = None) -> fx.Node:
+def linear(e: Emitter, x: fx.Node | BatchInside, weight: Operand, bias: Operand | None = None) -> fx.Node | BatchInside:
     if isinstance(weight, fx.Node) or isinstance(bias, fx.Node):
         raise e.unsupported(PRODUCT, "constant weights")
-    return e.linear(x, weight, bias)
+    return BatchInside(e.linear(x.x, weight, bias)) if isinstance(x, BatchInside) else e.linear(x, weight, bias)
 
 
 def einsum(e: Emitter, equation: str, operands: Sequence[Operand], path: Sequence[int] | None = None) -> fx.Node:
@@ -308,6 +319,41 @@ def sample_grid(e: Emitter, x: fx.Node, grid: Operand, mode: int, padding: int, 
     return e.reshape(y, result_sizes(e))
 
 
+def of_one_factor(e: Emitter, *args: Any, **kwargs: Any) -> fx.Node:
+    """Any operation that is affine in each of its tensors, with all of them constant but one: the matrix and the
+    constant that its values on zero and on the unit vectors, passed as a batch, give."""
+    active = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node)]
+    if len(active) != 1:
+        raise e.unsupported(PRODUCT, "constant factors")
+    x, sizes = active[0], result_sizes(e)
+    entries = [size for size in e.sizes(x) if size != -1]
+    count, batch = math.prod(entries), sizes.index(-1)
+    unit = torch.eye(count, dtype=torch.float64, device=e.device).reshape(count, *entries)
+
+    def images(units: Tensor) -> Tensor:
+        """(units, entries of the result)."""
+        units = units.movedim(0, x.meta["batch_dim"])
+
+        def given(argument: Any, original: Any) -> Any:
+            if isinstance(argument, fx.Node) or not isinstance(argument, Tensor):
+                return units if argument is x else argument
+            rows = [
+                units.shape[x.meta["batch_dim"]] if isinstance(d, torch.SymInt) else d
+                for d in original.meta["val"].shape
+            ]
+            return argument.expand(rows)
+
+        values = [given(a, o) for a, o in zip(args, e.source.args, strict=True)]
+        return e.source.target(*values, **kwargs).movedim(batch, 0)
+
+    image, constant = images(unit), images(torch.zeros_like(unit[:1]))
+    if not torch.equal(images(unit.flip(0)), image.flip(0)):
+        raise e.unsupported("mixes the samples of the batch")
+    flat = e.reshape(e.batch_first(x), [-1, count])
+    y = e.linear(flat, (image - constant).reshape(count, -1).T, constant.flatten() if bool(constant.any()) else None)
+    return e.batch_to(e.reshape(y, [-1, *image.shape[1:]]), batch)
+
+
 # -- a constant choice of entries --------------------------------------------------------------------------------
 
 
@@ -324,6 +370,19 @@ def select_by(e: Emitter, mask: Operand, x: Value, y: Value) -> fx.Node:
         else:
             terms.append((torch.where(factor != 0, real(e, value), 0.0), 1.0))
     return linear_sum(e, terms)
+
+
+def put(e: Emitter, x: Value, indices: Sequence[Any], values: Tensor, accumulate: bool = False) -> fx.Node:
+    """x with constant numbers written, or added, at constant places (x[indices] = values)."""
+    if any(isinstance(index, fx.Node) for index in indices):
+        raise e.unsupported("an index that depends on the input is not continuous", "constant indices")
+    sizes = [1 if d == -1 else d for d in result_sizes(e)]
+    zeros = torch.zeros(sizes, dtype=torch.float64, device=e.device)
+    index_put = torch.ops.aten.index_put.default
+    written = index_put(zeros, indices, real(e, values), accumulate)
+    if accumulate:
+        return add(e, x, written)
+    return select_by(e, index_put(zeros, indices, zeros.new_ones(())), written, x)
 
 
 def masked_fill(e: Emitter, x: Value, mask: Operand, value: Value) -> fx.Node:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from skipform.compiler.emit import Emitter
-from skipform.compiler.rules.affine import masked_fill
+from skipform.compiler.rules.affine import masked_fill, put
 from skipform.compiler.rules.values import (
+    BatchInside,
     Operand,
     PaddedWithMinusInfinity,
     Value,
@@ -40,9 +41,15 @@ def dropout(e: Emitter, x: fx.Node, p: float, train: bool) -> fx.Node:
 # -- entries in the same order -----------------------------------------------------------------------------------
 
 
-def view(e: Emitter, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+def view(e: Emitter, x: fx.Node | BatchInside, *args: Any, **kwargs: Any) -> fx.Node | BatchInside:
     """Any operation that leaves the entries in their order."""
-    return e.reshape(x, result_sizes(e))
+    sizes = result_sizes(e)
+    if isinstance(x, BatchInside):
+        return e.reshape(x.x, sizes)
+    before = e.sizes(x)[: x.meta["batch_dim"]]
+    if sizes[0] == -1 and math.prod(before) > 1:
+        return BatchInside(e.reshape(x, [*before, *sizes]))
+    return e.reshape(x, sizes)
 
 
 def squeeze(e: Emitter, x: fx.Node, dim: int | Sequence[int] | None = None) -> fx.Node:
@@ -162,6 +169,11 @@ def split(e: Emitter, x: fx.Node, size: Any, dim: int = 0) -> list[fx.Node]:
         parts.append(e.slice(x, dim, start, start + length))
         start += length
     return parts
+
+
+def split_in_axis(axis: int) -> Callable[..., list[fx.Node]]:
+    """hsplit, vsplit, dsplit: tensor_split along the axis."""
+    return lambda e, x, size: split(e, x, size, axis)
 
 
 def unbind(e: Emitter, x: fx.Node, dim: int = 0) -> list[fx.Node]:
@@ -290,6 +302,15 @@ def scatter(e: Emitter, x: Value, dim: int, index: Operand, source: Value, *, re
     if bool((times > 1).any()):
         raise e.unsupported("writes an entry more than once, in no fixed order", "scatter_add")
     return move(e, x, dim, index, source)
+
+
+def index_put(e: Emitter, x: Value, indices: Sequence[Any], values: Operand, accumulate: bool = False) -> fx.Node:
+    """x[indices] = values for constant indices."""
+    if not isinstance(values, fx.Node):
+        return put(e, x, indices, values, accumulate)
+    if accumulate:
+        raise e.unsupported("adds at indices", "index_add or scatter_add")
+    return move(e, x, indices, values)
 
 
 def _as_in_batch(e: Emitter, argument: Any, original: Any) -> Any:

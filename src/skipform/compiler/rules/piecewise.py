@@ -89,3 +89,13 @@ def vector_norm(
     if p == math.inf:
         return amax(e, absolute(e, x), dim, keepdim)
     raise e.unsupported(f"is not piecewise linear for order {p}", "order 1 or inf")
+
+
+def norm(e: Emitter, x: fx.Node, p: float | None = 2, dim: Dims = None, keepdim: bool = False, **how: Any) -> fx.Node:
+    return vector_norm(e, x, 2 if p is None else p, dim, keepdim, **how)
+
+
+def power(e: Emitter, x: Value, exponent: Value) -> fx.Node:
+    if isinstance(x, fx.Node) and not isinstance(exponent, fx.Node) and bool((real(e, exponent) == 1).all()):
+        return e.expand(x, result_sizes(e))
+    raise e.unsupported("is not piecewise linear", "abs")

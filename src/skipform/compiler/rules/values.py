@@ -32,9 +32,17 @@ class PaddedWithMinusInfinity:
     pads: dict[int, tuple[int, int]]  # dim -> (before, after)
 
 
+@dataclass(frozen=True)
+class BatchInside:
+    """x (t, b, ...) as the (t * b, ...) of multi-head attention, in which samples alternate: no tensor of the rewritten
+    graph is like that. Linear layers, and the reshape that takes the first dimension apart again, read x instead."""
+
+    x: fx.Node
+
+
 def is_activation(value: Any) -> bool:
     """Whether the value depends on the input."""
-    return isinstance(value, (fx.Node, PaddedWithMinusInfinity, Unavailable))
+    return isinstance(value, (fx.Node, PaddedWithMinusInfinity, BatchInside, Unavailable))
 
 
 def activation_first(x: Value, y: Value) -> tuple[fx.Node, Value]:

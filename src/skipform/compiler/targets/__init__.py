@@ -6,7 +6,7 @@ grammar      affine maps, ReLU, concatenation and reshapes, strictly
 keep_add     the same, with additions left as they are (Proposition 1)
 fast         torch's own operations where they are fastest, batch norms folded: no grammar, but speed
 verifier     Conv, Gemm, Relu, Add, Concat along channels, Flatten, Reshape, for tools that read few operations
-perceptron   a chain Gemm, Relu, Gemm, ... without a skip (Definition 1)
+perceptron   a chain Gemm, Relu, Gemm, ... without a skip (Definition 1); several inputs are concatenated before it
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ The numbers that a later layer still reads are carried through the ReLUs between
     an input x with x >= lower    x - lower is not negative
     an input x without a bound    x = relu(x) - relu(-x), two numbers
 
+Several inputs are one, concatenated in their order.
+
 d inputs.
 """
 
@@ -29,10 +31,11 @@ from skipform.theory.network import CanonicalNetwork, perceptron
 
 
 def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> fx.GraphModule:
-    """A graph of linear and relu, with a flatten before and a reshape after them where input or output is no vector.
+    """A graph of linear and relu, with a flatten before and a reshape after them where input or output is no vector,
+    and a concatenation before them where there are several inputs.
 
     With a box it equals the module inside the box only. Raises SkipformError if its dense weights would take more than
-    the memory, or the module has several inputs or outputs.
+    the memory, or the module has several outputs.
     """
     graph, chained = _of(module, inputs, settings)
     needed = 8 * sum((a.in_features + 1) * a.out_features for a in _maps(chained))
@@ -43,9 +46,9 @@ def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings)
             " the command writes a sparse .safetensors)"
         )
     e = Emitter(inputs[0].device, inputs[0].dtype)
-    (x,) = (e.input(n.name, n.meta["val"]) for n in graph.graph.nodes if n.op == "placeholder")
+    parts = [e.input(n.name, n.meta["val"]) for n in graph.graph.nodes if n.op == "placeholder"]
     sizes = [-1, *output_nodes(graph.graph)[0].meta["val"].shape[1:]]
-    h = x if x.meta["val"].ndim == 2 else e.emit(torch.flatten, x, 1)
+    h = e.cat([x if x.meta["val"].ndim == 2 else e.emit(torch.flatten, x, 1) for x in parts], 1)
     for k, a in enumerate(_maps(chained)):
         h = e.linear(h if k == 0 else e.relu(h), torch.from_numpy(a.weight.toarray()), torch.from_numpy(a.bias))
     outputs = fx.node.map_arg(graph.graph.output_node().args[0], lambda _: e.reshape(h, sizes))
@@ -65,14 +68,15 @@ def _of(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> tu
     """The rewritten module and its chain."""
     graph = rewrite_in_float64(module, inputs, AddingEmitter, check=settings.check)
     outputs = output_nodes(graph.graph)
-    for what, count in (("inputs", len(inputs)), ("outputs", len(outputs))):
-        if count != 1:
-            raise SkipformError(f"target perceptron: the module has {count} {what}; one is accepted")
+    if len(outputs) != 1:
+        raise SkipformError(f"target perceptron: the module has {len(outputs)} outputs; one is accepted")
     if outputs[0].meta.get("batch_dim") != 0:
         raise SkipformError(
             "target perceptron: the output has no batch in its first dimension; batch first is accepted"
         )
-    lower = None if settings.box is None else bounds_of(settings.box, inputs[0].shape[1:])[0].ravel()
+    lower = None
+    if settings.box is not None:
+        lower = np.concatenate([bounds_of(settings.box, x.shape[1:])[0].ravel() for x in inputs])
     canonical = canonical_of(graph, type(module).__name__, settings.memory, check=settings.check)
     return graph, chain(canonical, lower)
 

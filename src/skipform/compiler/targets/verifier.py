@@ -159,7 +159,9 @@ class _Walk:
             constant = self._view(self._constant(left, base.image), base.image)
             base = replace(base, node=self.e.emit(torch.add, self._view(base, base.image), constant))
         shape = node.meta["val"].shape[1:]
-        return self._view(base, None) if len(shape) == 1 else self.e.reshape(base.node, [-1, *shape])
+        if shape == (base.size,):
+            return self._view(base, None)
+        return self.e.reshape(base.node, [-1, *shape])
 
     def _form(self, node: Any, sources: Sequence[fx.Node]) -> Form:
         shape = _sample(node)
