@@ -254,6 +254,10 @@ OPTIONS = [
     ('regions models_to_refuse:with_weight --input 2 --arguments {"value":"nan"}', "finite weights"),
     ('rewrite models_to_refuse:with_weight --input 1,2 --out a.onnx --arguments {"value":"inf"}', "finite weights"),
     ("rewrite models_to_refuse:exits --input 1,2 --out a.onnx", "SystemExit: 3; MODULE:FACTORY that returns"),
+    (
+        'regions skipform.nets:build --arguments {"name":"mlpp"} --input 1,2',
+        r"'skipform\.nets:build': unknown net 'mlpp'; accepted: activation_blocks, .*, vit$",
+    ),
     ("rewrite models_to_refuse:raises --input 1,2 --out a.onnx", "KeyError: .*two.*lines.*; MODULE:FACTORY"),
     ("rewrite models_to_refuse:nothing --input 1,2 --out a.onnx", "returns a NoneType; a torch.nn.Module is accepted"),
     ("rewrite models_to_refuse:Silent --input 1,2 --out a.onnx", "Silent: forward returns no tensor"),

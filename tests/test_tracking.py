@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,25 +282,57 @@ def test_a_stage_is_not_logged_outside_a_pipeline_or_when_it_is_disabled(setting
     assert not (project / "wandb").exists()
 
 
-def test_a_key_that_is_not_accepted_is_found_out_once_for_all_workers(project, monkeypatch, capfd):
-    asked = []
+@contextmanager
+def server(monkeypatch, answer):
+    """A server in place of W&B's, which is given a key; `answer` is called with the handler of every request."""
 
-    class Refusing(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            asked.append((self.path, self.headers["Authorization"]))
-            self.send_error(401)
+            answer(self)
 
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    there = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=there.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    fitted("survey", "mlp", "--workers", "2")
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{there.server_port}")
+    yield
+    there.shutdown()
+    there.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda handler: handler.send_error(403), "it does not accept the key (403 Forbidden)"),
+        (lambda handler: handler.send_error(404), "it does not work (404 Not Found)"),  # the address of something else
+        (lambda handler: handler.send_error(500), "it does not work (500 Internal Server Error)"),
+        (lambda handler: time.sleep(0.5), "timed out"),  # longer than it has
+        (lambda handler: handler.send_response_only(200) or handler.end_headers(), None),
+    ],
+)
+def test_runs_are_offline_unless_wandb_answers_well_and_in_time(answer, words, project, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 0.2 if words == "timed out" else 60.0)
+    with server(monkeypatch, answer):
+        assert tracking.mode_of("auto") == "online"
+        tracking.ask("auto")
+        tracking.ask("auto")
+    assert tracking.mode_of("auto") == ("online" if words is None else "offline")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"W&B is not reached, so runs are logged offline: {words}"] * (words is not None)
+
+
+def test_a_key_that_is_not_accepted_is_found_out_once_for_all_workers(project, monkeypatch, capfd):
+    asked = []
+
+    def refuse(handler):
+        asked.append((handler.path, handler.headers["Authorization"]))
+        handler.send_error(401)
+
+    with server(monkeypatch, refuse):
+        fitted("survey", "mlp", "--workers", "2")
     assert [path for path, _ in asked] == ["/graphql"]
     lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line or "wandb" in line]
     assert lines == [

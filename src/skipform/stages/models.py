@@ -30,6 +30,8 @@ def from_factory(factory: str, arguments: str = "{}", *, seed: Seed = 0) -> nn.M
             model = getattr(import_module(module), name)(**given)
         if isinstance(model, nn.Module):
             model.eval()  # which does not end for a module that contains itself
+    except SkipformError as error:  # of `skipform.build`, say, which states what it accepts
+        raise SkipformError(f"{shown(factory)}: {error}") from None
     except (Exception, SystemExit) as error:  # foreign code may raise anything, or try to exit
         raise SkipformError(
             f"{shown(factory)}: {type(error).__name__}: {one_line(error, 500)};"

@@ -104,8 +104,8 @@ def ask(setting: str) -> None:
     try:
         urlopen(request, timeout=ANSWER_WITHIN).close()
     except HTTPError as error:
-        if error.code in (401, 403):
-            _go_offline(f"it does not accept the key ({error.code} {error.reason})")
+        refused = "does not accept the key" if error.code in (401, 403) else "does not work"
+        _go_offline(f"it {refused} ({error.code} {error.reason})")
     except (OSError, ValueError) as error:  # ValueError: an address that is none
         _go_offline(one_line(getattr(error, "reason", error)))
 
