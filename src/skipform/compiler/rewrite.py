@@ -263,7 +263,7 @@ def _is_random(node: Any) -> bool:
         return False
     given = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()} | node.kwargs
     given |= dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
-    return bool(given.get("train", True)) and given.get("dropout_p", 1.0) > 0
+    return given.get("train") is not False and given.get("dropout_p", 1.0) > 0  # train=None trains
 
 
 def _of_batch(value: Any) -> bool:
