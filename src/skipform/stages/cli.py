@@ -8,6 +8,7 @@ import ast
 import inspect
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -161,12 +162,11 @@ def _terminable() -> Iterator[None]:
 
 def _output_is_closed() -> bool:
     """Whether the program that reads standard output has ended, as `head` does: no error, and nobody to tell it to."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(1, 0)
+    if closed := bool(poll.poll(0)):  # without events asked for, it reports errors alone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it exits
-        return True
-    return False
+    return closed
 
 
 def _outside(error: Exception) -> str | None:
