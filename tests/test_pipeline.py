@@ -66,10 +66,12 @@ def test_a_touched_architecture_reruns_its_own_stages_and_what_follows(copy):
     source = copy / "src" / "skipform" / "nets" / "resnet.py"
     source.write_text(source.read_text() + "\n# touched\n")
     stages = set(re.findall(r"Running stage '([^']+)'", run(copy, "dvc", "repro")))
-    backbones = {"fit_beyond@fpn", "fit_beyond@detr"}  # FPN and DETR use a ResNet as backbone
-    assert {name for name in stages if "@" in name} == {"fit@resnet", "measure@resnet"} | backbones
+    survey = {name for name in stages if re.match("(fit|measure)(_beyond)?@", name)}
+    backbones = {f"{stage}_beyond@{net}" for stage in ("fit", "measure") for net in ("fpn", "detr")}  # ResNets too
+    assert survey == {"fit@resnet", "measure@resnet"} | backbones
+    assert {"fit_claim@degradation", "claim@degradation"} <= stages  # plain and residual ResNets
     assert "notebooks" in stages
-    assert "theorems" not in stages
+    assert not {"theorems", "explore"} & stages
 
 
 def test_two_forced_runs_are_byte_identical(copy):
