@@ -44,6 +44,12 @@ def plain_plots():
         sys.modules["matplotlib"].rcdefaults()
 
 
+@pytest.fixture(autouse=True)
+def free_algorithms():
+    """A training makes torch deterministic for the rest of its process."""
+    torch.use_deterministic_algorithms(False)
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

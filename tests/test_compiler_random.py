@@ -397,6 +397,9 @@ operations(
     fmin=extreme_of_two(torch.fmin),
     clone=simple(torch.clone),
     contiguous=simple(A.contiguous.default),
+    positive=simple(A.positive.default),
+    nan_to_num=simple(torch.nan_to_num),
+    pow=simple(lambda x: x**1),
     to=simple(lambda x: x.to(x.dtype, copy=True)),
     _to_copy=simple(lambda x: A._to_copy(x, dtype=x.dtype)),
     detach=simple(torch.detach),
@@ -550,10 +553,13 @@ def slices_scattered(d: Drawing, i: int) -> Step:
     return Step(lambda x: torch.slice_scatter(x, -x.narrow(dim, start, stop - start), dim, start, stop), (i,), gain=2)
 
 
-def vector_norm(d: Drawing, i: int) -> Step:
-    dims, order = d.dims(d.sizes[i]), d.choice(1, math.inf)
-    n = math.prod(d.sizes[i][dim] for dim in dims)
-    return Step(lambda x: torch.linalg.vector_norm(x, order, dims), (i,), gain=3 * n)
+def vector_norm(function: Callable[..., Tensor]) -> Generator:
+    def generator(d: Drawing, i: int) -> Step:
+        dims, order = d.dims(d.sizes[i]), d.choice(1, math.inf)
+        n = math.prod(d.sizes[i][dim] for dim in dims)
+        return Step(lambda x: function(x, order, dims), (i,), gain=3 * n)
+
+    return generator
 
 
 def joined(function: Callable[..., Tensor]) -> Generator:
@@ -583,7 +589,10 @@ operations(
     sum=reduced(torch.sum, gain=True),
     amax=reduced(torch.amax),
     amin=reduced(torch.amin),
-    linalg_vector_norm=vector_norm,
+    nanmean=reduced(torch.nanmean, bits=True),
+    nansum=reduced(torch.nansum, gain=True),
+    linalg_vector_norm=vector_norm(torch.linalg.vector_norm),
+    norm=vector_norm(lambda x, order, dims: A.norm.ScalarOpt_dim(x, order, dims)),
     cumsum=along(lambda d, dim, n: lambda x: x.cumsum(dim), float),
     max=extreme(torch.max),
     min=extreme(torch.min),
@@ -596,6 +605,9 @@ operations(
     stack=joined(torch.stack),
     slice=along(sliced),
     narrow=along(narrowed),
+    narrow_copy=along(
+        lambda d, dim, n: (lambda a: lambda x: torch.narrow_copy(x, dim, a[0], a[1] - a[0]))(in_range(d, dim, n))
+    ),
     select=along(selected),
     split=along(rejoined(lambda x, k, n, dim: x.split(k, dim))),
     split_with_sizes=along(rejoined(lambda x, k, n, dim: A.split_with_sizes(x, [k, n - k], dim))),
@@ -691,8 +703,41 @@ def normalised(function: Callable[..., Tensor]) -> Generator:
     return generator
 
 
+def bilinear(d: Drawing, i: int) -> Step:
+    w, v = d.weight(2, size(d, i, 1), 3), d.weight(3)
+    gain = total(d.value(w), 1, 2) * total(d.value(v))
+    return Step(lambda x, w, v: F.bilinear(x, v.expand(x.shape[0], -1), w), (i,), (w, v), gain)
+
+
+def crossed(d: Drawing, i: int) -> Step:
+    w = d.weight(3)
+    return Step(
+        lambda x, w: torch.linalg.cross(x.narrow(1, 0, 1) - w, w.expand(x.shape[0], -1)),
+        (i,),
+        (w,),
+        4 * total(d.value(w)) ** 2,
+    )
+
+
+def attended(d: Drawing, i: int) -> Step:
+    """Values (b, n, k) under constant queries and keys, whose weights are a softmax."""
+    q, k = d.weight(2, 3), d.weight(size(d, i, 1), 3)
+    return Step(
+        lambda x, q, k: F.scaled_dot_product_attention(*(w.expand(x.shape[0], -1, -1) for w in (q, k)), x),
+        (i,),
+        (q, k),
+        bits=None,
+    )
+
+
 operations(
     1,
+    bilinear=bilinear,
+    linalg_cross=crossed,
+    numpy_T=simple(lambda x: A.numpy_T(x)),
+    ravel=simple(lambda x: A.ravel(x[:, 0])),
+    hsplit=simple(lambda x: torch.cat(A.hsplit.int(x, x.shape[1])[::-1], 1)),
+    vsplit=simple(lambda x: torch.cat(A.vsplit.int(x.movedim(0, 1), x.shape[1])[::-1])),
     mm=times(lambda d, n: ((n, d.choice(1, 3, 5)), torch.mm, (0,))),
     mv=times(lambda d, n: ((n,), torch.mv, (0,))),
     addmm=lambda d, i: added(d, i, torch.addmm, size(d, i, 1), d.choice(1, 4)),
@@ -703,6 +748,10 @@ operations(
 )
 operations(
     2,
+    scaled_dot_product_attention=attended,
+    inner=times(lambda d, n, k: ((d.choice(1, 3), k), torch.inner, (1,))),
+    tensordot=times(lambda d, n, k: ((n, 3), lambda x, w: torch.tensordot(x, w, ([1], [0])), (0,))),
+    dsplit=simple(lambda x: torch.cat(A.dsplit.int(x, x.shape[2])[::-1], 2)),
     matmul=times(matrix_product),
     einsum=times(contraction),
     bmm=times(lambda d, n, k: ((1, k, 3), lambda x, w: torch.bmm(x, w.expand(x.shape[0], -1, -1)), (1,))),

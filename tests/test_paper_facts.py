@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from skipform import comparisons, nets
+from skipform import nets, verdicts
 from skipform.stages import measure
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +179,7 @@ def test_the_rule_for_few_seeds():
     assert math.comb(12, 6) == 924
     for count, least, decided in ((1, 20, True), (2, 20, False), (46, 924, True), (47, 924, False)):
         assert (count / least <= 0.05) == decided
-    assert comparisons.PAIRED == 10
+    assert verdicts.PAIRED == 10
 
 
 def test_claims_about_runs_of_the_survey_are_marked_as_announced_afterwards():
