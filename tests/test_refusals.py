@@ -283,6 +283,7 @@ OPTIONS = [
     ("derive --file experiments/scale/embedded.yaml", "embedded.yaml: accepted is `key: value` entries, got nothing"),
     ("nothing", "unknown stage 'nothing'; accepted: repro, figures, compare, verify"),
     ("verif", r"unknown stage 'verif' \(did you mean verify\?\); accepted: "),
+    ("verify --al", "unrecognized arguments: --al; accepted: --help, --out, --all"),
 ]
 
 

@@ -218,7 +218,8 @@ def _options(stage: str, argv: list[str]) -> dict[str, Any]:
     required = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
     needed = [name.upper() if name in positional else f"--{name} {name.upper()}" for name in required]
     description, _, _ = (inspect.getdoc(run) or "").partition("\n\nArgs:\n")
-    parser = new_parser(usage=" ".join([f"skipform {stage}", *needed, "[options]"]), description=description)
+    usage = " ".join([f"skipform {stage}", *needed, "[options]"])
+    parser = new_parser(usage=usage, description=description, allow_abbrev=False)
     parser.add_function_arguments(run, as_group=False, as_positional=True)
     for action in (action for action in parser._actions if action.dest in hints):
         hint = hints[action.dest]
