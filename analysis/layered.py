@@ -179,7 +179,7 @@ def routes(diagram: Diagram) -> dict[tuple[int, int], list[Point]]:
     return found
 
 
-def beside(diagram: Diagram) -> set[tuple[int, int]]:
+def skip_edges(diagram: Diagram) -> set[tuple[int, int]]:
     """The edges of skips: those outside the longest path that leave it and come back to it."""
     main = longest_path(diagram)
     after, before = set(main), set(main)
@@ -193,7 +193,7 @@ def beside(diagram: Diagram) -> set[tuple[int, int]]:
 def draw(diagram: Diagram) -> Figure:
     """The diagram at its natural size; in an SVG the nodes are named node-0, ... and the edges edge-0-1, ..."""
     centres, halves = layout(diagram)
-    paths, skips = routes(diagram), beside(diagram)
+    paths, skips = routes(diagram), skip_edges(diagram)
     boxes = [box(centre, half) for centre, half in zip(centres, halves, strict=True)]
     points = [point for path in paths.values() for point in path]
     margin = 0.06

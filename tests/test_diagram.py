@@ -247,8 +247,8 @@ def test_no_edge_crosses_a_node_and_a_skip_bends_around_what_it_bypasses(drawn):
 def test_the_thick_lines_are_the_skips(drawn):
     """By hand: what leaves the longest path and comes back to it."""
     notebook, _, _ = drawn
-    schematics, beside = notebook["SCHEMATICS"], notebook["layered"].beside
-    counts = {name: len(beside(shown)) for name, shown in schematics.items()}
+    schematics, skip_edges = notebook["SCHEMATICS"], notebook["layered"].skip_edges
+    counts = {name: len(skip_edges(shown)) for name, shown in schematics.items()}
     assert counts == {
         "without_skip": 0,
         "with_skip": 1,
