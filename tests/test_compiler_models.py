@@ -174,19 +174,22 @@ def test_a_segmentation_model_keeps_its_dictionary():
 
 
 def test_rewriting_resnet18_takes_at_most_three_times_its_export():
-    """1.9 times when this was written: a second where torch.export takes 0.6."""
+    """2.2 times on one core: a second where torch.export takes 0.5. The best of five rounds: what else the machine does
+    can only make a round slower."""
     model, x = torchvision.models.resnet18().eval(), torch.randn(2, 3, 64, 64)
 
     def seconds(function):
-        start = time.process_time()  # of this process alone, whatever else the machine does
+        start = time.thread_time()  # of this thread alone, not of those of torch that wait for work
         function()
-        return time.process_time() - start
+        return time.thread_time() - start
 
     def export():
         torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
 
     export()  # imports what torch imports at its first export
-    assert seconds(lambda: rewrite(model, x)) <= 3 * seconds(export)
+    rounds = [(seconds(lambda: rewrite(model, x)), seconds(export)) for _ in range(5)]
+    ours, theirs = map(min, zip(*rounds, strict=True))
+    assert ours <= 3 * theirs
 
 
 def test_a_relu_in_place_on_the_input_is_a_relu():
