@@ -26,6 +26,13 @@ def published() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((ROOT / "analysis" / "published.yaml").read_text())
 
 
+def second_machine() -> pd.DataFrame:
+    """The numbers of one machine (committed) beside those of another (found), as `skipform compare --out` writes them;
+    without the verdicts that are of other seeds."""
+    table = pd.read_csv(ROOT / "analysis" / "second_machine.csv")
+    return table[table["is"] != "of other seeds"]
+
+
 def names() -> dict[str, str]:
     """The name of each architecture as the survey prints it, in the order of the survey."""
     return {net: entry["name"] for net, entry in published().items()}

@@ -1,9 +1,11 @@
 """The committed numbers and verdicts next to those found."""
 
 import json
+import re
 import shutil
 import statistics
 import subprocess
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from skipform.files import write_json, write_json_lines
 from skipform.stages import cli, compare
+
+ROOT = Path(__file__).parent.parent
 
 
 def run(variant, seed, error):
@@ -32,8 +36,14 @@ def leave(folder, errors, pieces, verdict):
     rows = [{"variant": "plain", "when": "final", "line_pieces": n, "line_regions": None} for n in pieces]
     write_json(folder / "measures/survey/net.json", {"rows": rows})
     write_json(folder / "measures/survey/net.metrics.json", {"line_pieces": 1})
-    row = {"claim": "(i)", "measure": "pieces", "when": "final", "first": "a", "second": "b", "verdict": verdict}
-    write_json(folder / "measures/claims/some.json", {"rows": [], "comparisons": [row]})
+    sides = {"a": 2 if verdict == "holds" else 0, "b": 1}  # of five seeds each
+    rows = [
+        {"variant": variant, "seed": seed, "when": "final", "copy": None, "loss_rise": value + seed / 10}
+        for variant, value in sides.items()
+        for seed in range(5)
+    ]
+    row = {"claim": "(i)", "measure": "loss_rise", "first": "a", "second": "b", "expected": ">", "margin": None}
+    write_json(folder / "measures/claims/some.json", {"rows": rows, "comparisons": [row]})
 
 
 @pytest.fixture
@@ -58,12 +68,12 @@ def test_numbers_are_equal_inside_or_outside_and_verdicts_kept_or_turned(clone, 
         "   2 scores: 2 equal",
         "   1 verdicts: 1 kept",
     ]
-    leave(clone, {"plain": [1.0, 3.9, 9.0], "skips": [3.0, 3.1, 3.1]}, [5, 6, 8], "open")
+    leave(clone, {"plain": [1.0, 3.9, 9.0], "skips": [3.0, 3.1, 3.1]}, [5, 6, 8], "does not hold")
     assert cli.main(["compare", "--out", "page.html", "--badge", "badge.svg"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[:3] == ["   1 measures: 1 inside", "   2 scores: 1 inside, 1 outside", "   1 verdicts: 1 turned"]
     assert printed[3:] == [
-        "turned: (i) / a : b / final pieces: committed holds, found open",
+        "turned: (i) / a : b / final loss_rise: committed holds, found does not hold",
         "outside: net / skips / test_error: committed 3 (3 to 3), found 3.1 (3 to 3.1)",
     ]
     page = (clone / "page.html").read_text()
@@ -87,6 +97,35 @@ def test_inside_means_that_the_median_found_lies_in_the_committed_range(old, new
     assert (state == "outside") == (not min(old) <= statistics.median(new) <= max(old))
 
 
+def test_verdicts_are_decided_from_the_numbers_of_both_by_the_comparisons_of_this_directory(clone):
+    """Of the revision neither its own verdicts count nor its own rule, nor what it has no numbers for."""
+
+    def claims(values, announced):
+        sides = {"a": [value + 1 if value is not None else None for value in values], "b": values}
+        rows = [
+            {"variant": side, "seed": seed, "when": "final", "steps_to 1": value}
+            for side, numbers in sides.items()
+            for seed, value in enumerate(numbers)
+        ]
+        text = json.dumps({"rows": rows, "comparisons": [row | {"verdict": "nonsense"} for row in announced]})
+        return {"measures/claims/some.json": text}
+
+    row = {"claim": "slower", "measure": "steps_to 1", "first": "a", "second": "b", "expected": ">", "margin": None}
+    other, new = row | {"claim": "faster", "first": "b", "second": "a"}, row | {"claim": "new", "measure": "not yet"}
+    same, never = [0.1 * seed for seed in range(5)], [None] * 5
+    before, now = claims(same, [row]), claims(same, [row, other])
+    assert states(compare.compared(before, now)) == {
+        ("a : b", "final steps_to 1"): "kept",
+        ("b : a", "final steps_to 1"): "kept",
+    }
+    assert set(states(compare.compared(before, claims([*same, 0.5], [row]))).values()) == {"of other seeds"}
+    table = compare.compared(before, claims(never, [row, new]))
+    assert states(table) == {("a : b", "final steps_to 1"): "turned"}
+    assert table[["committed", "found"]].astype(str).values.tolist() == [
+        ["holds", "open"]
+    ]  # two nets that never reach it: a tie
+
+
 def test_what_cannot_be_compared_is_refused_in_one_line(clone, capsys):
     for words, part in {
         ("compare", "--revision", "no-such-revision"): "no-such-revision: ",
@@ -101,3 +140,19 @@ def test_what_cannot_be_compared_is_refused_in_one_line(clone, capsys):
     (clone / "records/survey/net.jsonl").write_text('{"config": 1}\n')
     assert cli.main(["compare"]) == 2
     assert "records/survey/net.jsonl: not as skipform writes it" in capsys.readouterr().err
+
+
+def test_the_table_of_a_second_machine_and_the_badge_are_those_of_the_committed_numbers(monkeypatch):
+    """analysis/second_machine.csv; the section of analysis/training.py that reads it has the command."""
+    monkeypatch.chdir(ROOT)
+    table = pd.read_csv("analysis/second_machine.csv", dtype=str)
+    files = compare.working()
+    found = {key: str(value) for key, value in compare.numbers(files, dict(compare.announcements(files)))}
+    for row in table.itertuples(index=False):
+        assert row.found == found[tuple(row[:4])]
+    assert Path("paper/second_machine.svg").read_text() == compare.drawn_badge(table)
+    good = table["is"].isin(compare.GOOD).groupby(table["kind"]).agg(["sum", "size"])
+    (alternative,) = re.findall(r"!\[What a second machine gave: (.*)\]", Path("README.md").read_text())
+    assert alternative == ", ".join(
+        f"{kind}s {good['sum'][kind]} of {good['size'][kind]}" for kind in ("measure", "score")
+    )

@@ -3,25 +3,29 @@
 import html
 import io
 import json
+import math
 import statistics
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
-from skipform.comparisons import COPY
+from skipform.comparisons import COPY, Comparison
 from skipform.errors import SkipformError, one_line
 from skipform.files import write_text
 from skipform.outputs import check_file
+from skipform.verdicts import decide
 
 FOLDERS = ("records", "measures")
 PATTERNS = ("records/*/*.jsonl", "measures/survey/*.json", "measures/claims/*.json")
 SURVEY = ("line_regions", "line_pieces", "jacobian_rank", "feature_rank", "functional_dimension")
 CLAIM = ("regions", "pieces", "jacobian_rank", "hidden_rank", "functional_dimension")
-VERDICT = ("claim", "measure", "when", "first", "second")
+ANNOUNCED = ("claim", "expected", "measure", "first", "second", "margin")
+OTHER_SEEDS = "of other seeds"  # a verdict may turn for that alone
 SUFFIXES = (".html", ".csv")
 GOOD = ("equal", "inside", "kept")  # what a number or a verdict may be where the found one agrees
 COLUMNS = ["kind", "experiment", "variant", "number", "committed", "found", "is"]
@@ -41,12 +45,24 @@ class Range(NamedTuple):
         return f"{self.median:.6g} ({self.low:.6g} to {self.high:.6g})"
 
 
+class Decided(NamedTuple):
+    """The verdict on a comparison, and from how many networks of each side it was decided."""
+
+    verdict: str
+    seeds: tuple[int, int]
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
 def main(*, revision: str = "HEAD", out: str | None = None, badge: str | None = None) -> None:
     """Compare what stands in records/ and measures/ with the state of these folders in a git revision.
 
     A score or a measure is a median over the seeds. It is equal to the committed one, inside the committed range from
-    the lowest to the highest seed, or outside. A verdict is kept or turned. The table counts them; numbers outside and
-    turned verdicts are listed.
+    the lowest to the highest seed, or outside. A verdict is kept or turned; both are decided here, from the numbers of
+    the two states, by the comparisons of this directory and the present rule, so that nothing but numbers can turn one.
+    A claim whose numbers the revision does not have is left out, and none turns where the number of seeds is another
+    one. The table counts them; numbers outside and turned verdicts are listed.
 
     Args:
         revision: The commit, branch or tag.
@@ -81,6 +97,7 @@ def page(table: pd.DataFrame, revision: str) -> str:
 
 def drawn_badge(table: pd.DataFrame) -> str:
     """An SVG picture of one line: how many numbers of each kind agree, that is, are equal, inside or kept."""
+    table = table[table["is"] != OTHER_SEEDS]
     good = table["is"].isin(GOOD).groupby(table["kind"])
     text = "  ".join(f"{kind}s {part.sum()}/{len(part)}" for kind, part in good)
     left, colour = "second machine", "#2a6f3c" if table["is"].isin(GOOD).all() else "#5a5a5a"
@@ -124,34 +141,53 @@ def _is_read(path: Path) -> bool:
 
 
 def compared(before: Files, now: Files) -> pd.DataFrame:
-    """One row per number and verdict, in the order of the files; `is`: equal, inside, outside, kept, turned, absent."""
+    """One row per number and verdict, in the order of the files; `is`: equal, inside, outside, kept, turned, absent, or
+    OTHER_SEEDS."""
     rows: list[tuple[Any, ...]] = []
-    old, new = dict(numbers(before)), dict(numbers(now))
+    announced = dict(announcements(now))
+    old, new = dict(numbers(before, announced)), dict(numbers(now, announced))
     for key, value in old.items():
         found = new.get(key)
         rows.append((*key, value, found or "nothing", _state(value, found)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _state(value: Range | str, found: Range | str | None) -> str:
+def _state(value: Range | Decided, found: Range | Decided | None) -> str:
     if found is None:
         return "absent"
     if isinstance(value, Range) and isinstance(found, Range):
         return "equal" if found == value else "inside" if value.low <= found.median <= value.high else "outside"
+    if isinstance(value, Decided) and isinstance(found, Decided) and value.seeds != found.seeds:
+        return OTHER_SEEDS
     return "kept" if found == value else "turned"
 
 
-def numbers(files: Files) -> Iterator[tuple[Key, Range | str]]:
-    """Every score and measure with its range over the seeds, and every verdict."""
+def announcements(files: Files) -> Iterator[tuple[str, list[Comparison]]]:
+    """The comparisons on which the claims in measures/claims/ rest, by the name of the file."""
+    for name, text in files.items():
+        if Path(name).match("measures/claims/*"):
+            with _refused(name):
+                rows = [tuple(row[key] for key in ANNOUNCED) for row in json.loads(text)["comparisons"]]
+            each = dict.fromkeys(rows)  # a row for each moment at which it is decided
+            yield name, [Comparison(claim, sign, [of], [[a, b]], margin) for claim, sign, of, a, b, margin in each]
+
+
+def numbers(files: Files, announced: Mapping[str, list[Comparison]]) -> Iterator[tuple[Key, Range | Decided]]:
+    """Every score and measure with its range over the seeds, and the verdict on every announced comparison."""
     for name, text in sorted(files.items()):
-        path = Path(name)
-        try:
-            yield from _of_file(path, text)
-        except (ValueError, KeyError, TypeError) as error:
-            raise SkipformError(f"{name}: not as skipform writes it ({type(error).__name__}: {error})") from None
+        with _refused(name):
+            yield from _of_file(Path(name), text, announced.get(name, []))
 
 
-def _of_file(path: Path, text: str) -> Iterator[tuple[Key, Range | str]]:
+@contextmanager
+def _refused(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, KeyError, TypeError) as error:
+        raise SkipformError(f"{name}: not as skipform writes it ({type(error).__name__}: {error})") from None
+
+
+def _of_file(path: Path, text: str, announced: list[Comparison]) -> Iterator[tuple[Key, Range | Decided]]:
     if path.suffix == ".jsonl":
         runs = [json.loads(line) for line in text.splitlines()]
         scores = {f"test_{run['metrics']['shown'][0]}" for run in runs}
@@ -167,10 +203,20 @@ def _of_file(path: Path, text: str) -> Iterator[tuple[Key, Range | str]]:
             if row["when"] == when
         ]
         yield from _ranges("measure", path.stem, rows, CLAIM if claim else SURVEY, f"{when} ")
-    for row in measured.get("comparisons", ()):
-        claim_name, measure, when, first, second = (row[key] for key in VERDICT)
-        verdict = row["verdict"] if "verdict" in row else row["outcome"]  # of older revisions
-        yield ("verdict", claim_name, f"{first} : {second}", f"{when} {measure}"), verdict
+    rows = [{name: _known(name, value) for name, value in row.items()} for row in measured["rows"]]
+    for claimed in dict.fromkeys(comparison.claim for comparison in announced):
+        with suppress(SkipformError):  # these nets or numbers are not in this state
+            for row in decide((comparison for comparison in announced if comparison.claim == claimed), rows):
+                pair = f"{row['first']} : {row['second']}"
+                yield (
+                    ("verdict", claimed, pair, f"{row['when']} {row['measure']}"),
+                    Decided(row["verdict"], row["seeds"]),
+                )
+
+
+def _known(name: str, value: Any) -> Any:
+    """The number; JSON has none for the steps to a loss that a run never reaches."""
+    return math.inf if value is None and "_to " in name else value
 
 
 def _ranges(
