@@ -37,7 +37,7 @@ def main(
     slurm: dict[str, Any] | None = None,
 ) -> None:
     """Decide the comparisons that an experiment file announces, and write them with the numbers they rest on into one
-    JSON file; equal runs give equal bytes. The rule is stated in `skipform.comparisons`.
+    JSON file; equal runs give equal bytes. The rule is stated in `skipform.verdicts`.
 
     The numbers are those of the records of the runs in FOLDER (written by `skipform fit`): every score, the number of
     parameters, the epochs or steps to a training loss. A file without trainings of its own names records instead,

@@ -15,7 +15,7 @@ def main(*, measures: Path = Path("measures/claims"), second: Path | None = None
     """Print every claim with its verdict: holds, does not hold, or open at this scale; and every comparison it rests
     on: the two medians, the shift between the two networks and its interval of 90 %, the effect, which is the
     probability that a network of the first lies above one of the second, and p after Holm's correction over the claim.
-    The rule is stated in src/skipform/comparisons.py.
+    The rule is stated in src/skipform/verdicts.py.
 
     Args:
         measures: The folder of the files that `skipform claims` writes.
