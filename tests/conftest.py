@@ -19,6 +19,10 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+# Without stored bytecode every process that a test starts would compile the sources of torch and Lightning again, which
+# takes it 15 seconds of a core.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
 os.environ.setdefault("WANDB_MODE", "disabled")  # where a test does not say otherwise
 assert providers._get_local_constants  # hypothesis has no public setting for this
