@@ -11,6 +11,7 @@ import threading
 import time
 from importlib import import_module
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -81,7 +82,7 @@ def imported():
     load_digits()
 
 
-def in_child(argv, errors, output=os.devnull):
+def in_child(argv, errors, output=Path(os.devnull)):
     """A process of its own session that runs a command; its standard error and output go to files."""
 
     def main():
@@ -90,7 +91,7 @@ def in_child(argv, errors, output=os.devnull):
         # As in a new process: without what other tests may have started from this one.
         vars(forkserver._forkserver).update(vars(forkserver.ForkServer()))
         vars(resource_tracker._resource_tracker).update(vars(resource_tracker.ResourceTracker()))
-        sys.stderr, sys.stdout = errors.open("w", buffering=1), open(output, "w", buffering=1)
+        sys.stderr, sys.stdout = errors.open("w", buffering=1), output.open("w", buffering=1)
         for file, number in ((sys.stdout, 1), (sys.stderr, 2)):
             os.dup2(file.fileno(), number)
         sys.exit(cli.main(argv))

@@ -1,4 +1,4 @@
-"""Runs of every stage, logged to W&B offline and read back by its own reader, `wandb leet inspect --json`."""
+"""Runs of every stage, logged to W&B offline and read back by W&B's own reader, that of `wandb leet inspect --json`."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import wandb
 import yaml
+from wandb.util import get_core_path
 
 from skipform.stages import cli, dashboard
 from skipform.stages.notebooks import join_numbers
@@ -24,7 +25,6 @@ from skipform.training import stage_runs, tracking
 from skipform.training.journal import Journal
 
 ROOT = Path(__file__).parents[1]
-WANDB = Path(sys.executable).with_name("wandb")
 
 
 class Logged(NamedTuple):
@@ -43,10 +43,20 @@ class Logged(NamedTuple):
         return self.run["config"]["update"]
 
 
+def printed(command):
+    """The lines that a program prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def reader(folder):
+    """The command that `wandb leet inspect --json FOLDER` runs; wandb itself takes a second of a core to start."""
+    (file,) = folder.glob("*.wandb")
+    return [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, folder]
+
+
 def read(folder):
     """The run in a folder that W&B has written offline."""
-    command = [WANDB, "leet", "inspect", "--json", folder]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = printed(reader(folder))
     logged = Logged({}, {}, [], {}, {}, {}, [])
     for record in map(json.loads, lines):
         content = record.get(record["type"], {})
@@ -267,6 +277,9 @@ def test_project_entity_group_and_folder_are_those_of_the_environment(project, m
     stage_runs.log("verify", {"out": ROOT / "measures" / "theorems.json"}, 1.0)
     (logged,) = read_all(tmp_path / "there").values()
     assert [logged.run[key] for key in ("entity", "project", "run_group")] == ["me", "mine", "ours"]
+    (folder,) = (tmp_path / "there" / "wandb").glob("offline-run-*")
+    wandb_itself = Path(sys.executable).with_name("wandb")
+    assert printed([wandb_itself, "leet", "inspect", "--json", folder]) == printed(reader(folder))
     assert not (project / "wandb").exists()
 
 
