@@ -23,7 +23,8 @@ from hypothesis.internal.conjecture import providers
 # takes it 15 seconds of a core.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
+# The tests themselves take all cores. The variable is for the processes that they start, torch has read it here already.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 os.environ.setdefault("WANDB_MODE", "disabled")  # where a test does not say otherwise
 assert providers._get_local_constants  # hypothesis has no public setting for this
 providers._get_local_constants = providers.Constants
