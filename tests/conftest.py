@@ -19,7 +19,12 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the tests themselves take all cores
+# Without stored bytecode every process that a test starts would compile the sources of torch and Lightning again, which
+# takes it 15 seconds of a core.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# The tests themselves take all cores. The variable is for processes that they start: here torch has read it already.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 os.environ.setdefault("WANDB_MODE", "disabled")  # where a test does not say otherwise
 assert providers._get_local_constants  # hypothesis has no public setting for this
 providers._get_local_constants = providers.Constants

@@ -1,9 +1,9 @@
 """Where runs are trained: the GPU of every worker, and options that the experiment or the machine does not take."""
 
-import subprocess
+import multiprocessing
 import sys
-import textwrap
 import time
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,9 +16,11 @@ from skipform.stages import cli
 from skipform.training.executor import Executor
 from skipform.training.launch import executor_for
 
+# The import of the executor is done once, by the server that forks the workers, as it is for the functions that train.
 SEEN = """
 import os, time
 from pathlib import Path
+import skipform.training.executor
 
 def seen(folder, others):
     Path(folder, str(os.getpid())).touch()
@@ -68,28 +70,30 @@ def test_a_job_that_is_given_again_waits_for_the_one_that_still_runs(tmp_path, m
     (tmp_path / "slow_jobs.py").write_text(SLOW)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     log, gate, jobs = tmp_path / "log", tmp_path / "gate", tmp_path / "jobs"
-    program = textwrap.dedent(f"""
-        from pathlib import Path
-        from slow_jobs import slow
-        from skipform.training.executor import Executor
-        executor = Executor("submitit", slurm={{"cluster": "local"}})
-        arguments = {{"log": {str(log)!r}, "gate": {str(gate)!r}}}
-        print(list(executor.results(slow, {{"one/seed0": arguments}}, Path({str(jobs)!r}))))
-    """)
-    first = subprocess.Popen([sys.executable, "-c", program])
+
+    def command():
+        sys.path.insert(0, str(tmp_path))
+        slow = import_module("slow_jobs").slow
+        executor = Executor("submitit", slurm={"cluster": "local"})
+        arguments = {"log": str(log), "gate": str(gate)}
+        (tmp_path / "results").write_text(str(list(executor.results(slow, {"one/seed0": arguments}, jobs))))
+
+    first, second = (multiprocessing.get_context("fork").Process(target=command) for _ in range(2))
+    first.start()
     while not log.exists():
-        assert first.poll() is None
+        assert first.is_alive()
         time.sleep(0.01)
     first.kill()
-    first.wait()
-    second = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    first.join()
+    second.start()
     while sum("Starting" in path.read_text() for path in jobs.glob("*_log.out")) < 2:
-        assert second.poll() is None
+        assert second.is_alive()
         time.sleep(0.01)
     time.sleep(1)  # in which it could begin
     assert log.read_text() == "begun "
     gate.touch()
-    assert second.communicate()[0].strip() == "[('one/seed0', None)]"
+    second.join()
+    assert (tmp_path / "results").read_text() == "[('one/seed0', None)]"
     assert log.read_text() == "begun ended begun ended "
 
 

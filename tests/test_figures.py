@@ -30,10 +30,10 @@ esac
 """
 
 
-@pytest.fixture
-def clone(tmp_path):
-    """A clone of a project whose pipeline has run elsewhere: without weights, cache, figures or paper."""
-    (made := tmp_path / "made").mkdir()
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A project whose pipeline has run, committed to git."""
+    made = tmp_path_factory.mktemp("ran")
     (made / "dvc.yaml").write_text(PIPELINE)
     (made / "stage.sh").write_text(STAGE)
     (made / ".dvcignore").write_text("provenance.json\n")
@@ -46,7 +46,15 @@ def clone(tmp_path):
     assert skipform(made, "repro", "--jobs", "1")[0] == 0
     for command in (["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], cwd=made, check=True)
-    subprocess.run(["git", "clone", "-q", str(made), str(tmp_path / "clone")], check=True)
+    return made
+
+
+@pytest.fixture
+def clone(ran, tmp_path):
+    """A clone of the project, in which its pipeline has run elsewhere: without weights, cache, figures or paper. Beside
+    it a copy of the project, `made`."""
+    shutil.copytree(ran, tmp_path / "made")
+    subprocess.run(["git", "clone", "-q", str(tmp_path / "made"), str(tmp_path / "clone")], check=True)
     return tmp_path / "clone"
 
 

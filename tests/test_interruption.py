@@ -6,16 +6,22 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
+from sklearn.datasets import load_digits
 
 from skipform.stages import cli
+from skipform.training import launch
+from skipform.training.experiment import accepted
 from skipform.training.journal import Journal
 
 EXPERIMENT = {
@@ -69,14 +75,25 @@ def training(folder):
     return ["fit", "--config", config, "--scale", "embedded", "--seeds", "0", "--out", out]
 
 
-def in_child(argv, errors):
-    """A process of its own session that runs a command; its standard error goes to a file."""
+@pytest.fixture(autouse=True, scope="module")
+def imported():
+    """What `fit` imports when it reads an experiment and its data, so that the forked processes need not."""
+    accepted()
+    load_digits()
+
+
+def in_child(argv, errors, output=Path(os.devnull)):
+    """A process of its own session that runs a command; its standard error and output go to files."""
 
     def main():
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which nohup, a shell's & and some CI ignore
-        sys.stderr = errors.open("w", buffering=1)
-        os.dup2(sys.stderr.fileno(), 2)
+        # As in a new process: without what other tests may have started from this one.
+        vars(forkserver._forkserver).update(vars(forkserver.ForkServer()))
+        vars(resource_tracker._resource_tracker).update(vars(resource_tracker.ResourceTracker()))
+        sys.stderr, sys.stdout = errors.open("w", buffering=1), output.open("w", buffering=1)
+        for file, number in ((sys.stdout, 1), (sys.stderr, 2)):
+            os.dup2(file.fileno(), number)
         sys.exit(cli.main(argv))
 
     process = multiprocessing.get_context("fork").Process(target=main)
@@ -146,10 +163,12 @@ def test_a_training_in_workers_that_is_terminated_with_them_ends_in_one_line(tmp
     assert (process.exitcode, (tmp_path / "errors").read_text()) == (143, f"skipform fit: terminated{GOES_ON}\n")
 
 
-# Cell 3 and cell 4 wait for the gate; every cell leaves a line in a log when it begins.
+# Cell 3 and cell 4 wait for the gate; every cell leaves a line in a log when it begins. The import is done once, by the
+# server that forks the workers, as it is for the functions that measure.
 CELLS = """
 import os, time
 from pathlib import Path
+import skipform.training.executor
 
 def cell(number, folder):
     with Path(folder, "log").open("a") as file:
@@ -158,39 +177,28 @@ def cell(number, folder):
         time.sleep(0.005)
     return number**2
 """
-# A command that computes the cells in a grid and prints the results.
-GRID = """
-import signal, sys
-from pathlib import Path
-from cells import cell
-from skipform.stages import cli
-from skipform.training import launch
-
-signal.signal(signal.SIGINT, signal.default_int_handler)
-folder, executor = sys.argv[1:]
-
-class Stage:
-    def main(**_):
-        cells = [{"number": number, "folder": folder} for number in range(6)]
-        slurm = {"cluster": "local"} if executor == "submitit" else None  # a stand-in: jobs in local processes
-        options = {"digest": "", "title": "test", "executor": executor, "workers": 2, "slurm": slurm}
-        print(launch.run_grid(cell, cells, Path(folder, "partial"), **options))
-
-cli.import_module = lambda _: Stage
-sys.exit(cli.main(["list"]))
-"""
 
 
 @pytest.fixture
 def grid(tmp_path, monkeypatch):
-    """Starts the grid; its cells 3 and 4 wait until there is a file `gate`."""
+    """Starts a command that computes the cells in a grid and prints the results; 3 and 4 wait until there is a file
+    `gate`."""
     (tmp_path / "cells.py").write_text(CELLS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
 
-    def start(executor):
+    def start(executor, numbers):
         (tmp_path / "log").unlink(missing_ok=True)
-        command = [sys.executable, "-c", GRID, str(tmp_path), executor]
-        return subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=tmp_path, start_new_session=True)
+
+        def main(**_):
+            sys.path.insert(0, str(tmp_path))
+            cells = [{"number": number, "folder": str(tmp_path)} for number in numbers]
+            slurm = {"cluster": "local"} if executor == "submitit" else None  # a stand-in: jobs in local processes
+            options = {"digest": "", "title": "test", "executor": executor, "workers": 2, "slurm": slurm}
+            print(launch.run_grid(import_module("cells").cell, cells, tmp_path / "partial", **options))
+
+        monkeypatch.setattr(cli, "import_module", lambda _: SimpleNamespace(main=main))
+        return in_child(["list"], tmp_path / "errors", tmp_path / "output")
 
     return start
 
@@ -201,42 +209,46 @@ def begun(folder):
     return {int(number): int(pid) for number, pid in map(str.split, lines)}
 
 
-def ended_at_the_gate(process, who, number, folder):
-    """End a grid when both cells wait and the results of the three before them are stored; what it has written to
-    standard error, as soon as none of its processes runs any more."""
+def ended_at_the_gate(process, who, number, folder, *, waiting, stored):
+    """End a grid when the cells `waiting` wait and `stored` results are stored; what it has written to standard error,
+    as soon as none of its processes runs any more."""
     command = psutil.Process(process.pid)
-    until(lambda: begun(folder).keys() >= {3, 4} and len(list(folder.glob("partial/[!.]*.json"))) >= 3, command)
+    until(lambda: begun(folder).keys() >= waiting and len(list(folder.glob("partial/[!.]*.json"))) >= stored, command)
     workers = command.children(recursive=True)
     end(who, number, process.pid, begun(folder)[3])
-    output, errors = process.communicate()
+    process.join()
     until_ended(workers)
-    assert output == ""
-    return errors
+    assert (folder / "output").read_text() == ""
+    return (folder / "errors").read_text()
 
 
 def test_a_grid_that_is_ended_in_every_way_goes_on_with_the_missing_cells(grid, tmp_path):
     expected = {0, 1, 2, 3, 4}
     for (who, number), (status, line) in list(ENDS.items())[1:]:  # the first one: below
-        process = grid("local")
-        errors = ended_at_the_gate(process, who, number, tmp_path)
-        assert process.returncode == status
+        process = grid("local", range(6))
+        errors = ended_at_the_gate(process, who, number, tmp_path, waiting={3, 4}, stored=3)
+        assert process.exitcode == status
         # of a killed process, Python's own resource tracker says that it cleans up
         assert re.fullmatch(rf"skipform list: {line}[^\n]*\n" if line else "(.*resource_tracker.*\n)*", errors), errors
         assert begun(tmp_path).keys() == expected
         expected = {3, 4}
     (tmp_path / "gate").touch()
-    output, errors = grid("local").communicate()
-    assert (json.loads(output), errors) == ([0, 1, 4, 9, 16, 25], "")
+    process = grid("local", range(6))
+    process.join()
+    assert (process.exitcode, (tmp_path / "errors").read_text()) == (0, "")
+    assert json.loads((tmp_path / "output").read_text()) == [0, 1, 4, 9, 16, 25]
     assert begun(tmp_path).keys() == {3, 4, 5}
 
 
 def test_the_jobs_of_a_grid_on_a_cluster_are_cancelled_when_it_is_ended(grid, tmp_path):
-    process = grid("submitit")
-    errors = ended_at_the_gate(process, "command", signal.SIGTERM, tmp_path)
-    assert process.returncode == 143
+    process = grid("submitit", [2, 3])
+    errors = ended_at_the_gate(process, "command", signal.SIGTERM, tmp_path, waiting={3}, stored=1)
+    assert process.exitcode == 143
     assert [line for line in errors.splitlines() if line.startswith("skipform")] == [
         f"skipform list: terminated{GOES_ON}"
     ]
     (tmp_path / "gate").touch()
-    output, _ = grid("submitit").communicate()
-    assert json.loads(output) == [0, 1, 4, 9, 16, 25]
+    process = grid("submitit", [2, 3])
+    process.join()
+    assert json.loads((tmp_path / "output").read_text()) == [4, 9]
+    assert begun(tmp_path).keys() == {3}

@@ -26,7 +26,7 @@ import table_clients  # noqa: E402
 
 BOX = (-0.5, 1.0)
 TARGETS = ["verifier", "perceptron"]
-OPTIONS = Marabou.createOptions(verbosity=0, timeoutInSeconds=60)
+OPTIONS = Marabou.createOptions(verbosity=0, timeoutInSeconds=600)  # on a loaded machine; otherwise seconds
 BRIEF = Marabou.createOptions(verbosity=0, timeoutInSeconds=1)
 # A bound and its violation lie this far, relative to 1 + |bound|, on either side of the exact one: a float32 file is
 # off by 1e-5 (test_targets.py), Marabou's own tolerance is 1e-6.

@@ -1,5 +1,6 @@
 """Without a checkout: the experiments are in the wheel, and are listed and found by name."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -27,17 +28,30 @@ def installed(tmp_path_factory):
     return site
 
 
-def run(installed, folder, *words):
-    command = [sys.executable, "-m", "skipform", *words]
-    return subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(installed)}, capture_output=True, text=True)
+# One command after another, in one process, because each would import torch and Lightning.
+COMMANDS = """
+import sys
+from skipform.stages.cli import main
+for command in sys.argv[1:]:
+    print("$", command)
+    if main(command.split()):
+        sys.exit(1)
+"""
+
+
+def run(installed, folder, *commands):
+    """What each of the commands prints."""
+    command, variables = [sys.executable, "-c", COMMANDS, *commands], {"PYTHONPATH": str(installed)}
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return re.split(r"^\$ .*\n", done.stdout, flags=re.MULTILINE)[1:]
 
 
 def test_an_installed_package_lists_the_experiments_and_what_they_take(installed, tmp_path):
-    done = run(installed, tmp_path, "list")
-    assert done.returncode == 0, done.stderr
-    names = done.stdout.partition("experiments:\n")[2].split()
+    printed, at_scale_paper = run(installed, tmp_path, "list", "list --scale paper")
+    names = printed.partition("experiments:\n")[2].split()
     assert {"survey/resnet", "claims/pooling"} < set(names)
-    assert run(installed, tmp_path, "list", "--scale", "paper").stdout.count("survey/") == 22
+    assert at_scale_paper.count("survey/") == 22
 
 
 def test_a_name_stands_for_the_experiment_here_or_where_skipform_is_installed(tmp_path, monkeypatch):
@@ -53,9 +67,7 @@ def test_a_name_stands_for_the_experiment_here_or_where_skipform_is_installed(tm
 
 
 def test_an_installed_package_trains_an_experiment_by_its_name(installed, tmp_path):
-    options = ["--scale", "smoke", "--seeds", "0", "--workers", "1", "--wandb", "disabled"]
-    done = run(installed, tmp_path, "fit", "--config", "survey/mlp", *options)
-    assert done.returncode == 0, done.stderr
+    options = "--scale smoke --seeds 0 --workers 1 --wandb disabled"
+    run(installed, tmp_path, f"fit --config survey/mlp {options}", "data --scale embedded")
     (one, *_) = sorted((tmp_path / "runs/survey/mlp").glob("*/seed0"))
     assert Run(one).provenance["commit"] is None  # the package is in no repository of its own
-    assert run(installed, tmp_path, "data", "--scale", "embedded").returncode == 0

@@ -48,6 +48,7 @@ def nets_in(block: Any) -> Iterator[str]:
             yield from nets_in(value)
 
 
+@cache
 def _is_empty(path: Path) -> bool:
     """Whether a file has nothing but a docstring."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
