@@ -44,9 +44,12 @@ collect_ignore = [] if HAS_MARABOU else ["test_marabou.py"]
 
 @pytest.fixture(autouse=True)
 def plain_plots():
-    """The notebooks of analysis/, which some tests import, have a style of their own."""
+    """The notebooks of analysis/, which some tests import, have a style of their own, and leave figures open."""
     if "matplotlib" in sys.modules:
         sys.modules["matplotlib"].rcdefaults()
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @pytest.fixture(autouse=True)
