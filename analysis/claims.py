@@ -16,6 +16,8 @@
 # - **functional dimension** over a batch: in how many directions the scores can move when the weights do.
 
 # %%
+import math
+
 import frame
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -197,7 +199,7 @@ LOOKS = {
     "open": {"marker": "o", "markerfacecolor": "white"},
     "does not hold": {"marker": "X", "markerfacecolor": style.INK},
 }
-ROWS = 52  # per figure
+ROWS = 53  # per figure, at most: a page
 
 
 def title_of(experiment: str) -> str:
@@ -232,7 +234,9 @@ for experiment, rows in trained.groupby("experiment", sort=False):
     lines += [
         (f"{row['first']} {row['expected']} {row['second']}, {row['measure']}", row) for _, row in rows.iterrows()
     ]
-parts = [lines[i : i + ROWS] for i in range(0, len(lines), ROWS)]
+figures = max(1, math.ceil(len(lines) / ROWS))
+rows_each = max(1, math.ceil(len(lines) / figures))
+parts = [lines[i : i + rows_each] for i in range(0, len(lines), rows_each)]
 for k, part in enumerate(parts, 1):
     draw(part, f"fig_verdicts_{k}")
 
