@@ -94,8 +94,9 @@ table.round(2)
 # ## The numbers of a second machine
 #
 # Another processor rounds differently, so that a trained network is another one there. `second_machine.csv` has every
-# number at scale embedded of an Intel Xeon (committed) beside that of an AMD EPYC (found): equal, inside the range over
-# the seeds of the first, or outside. The code of the two was the same.
+# number at scale embedded of an Intel Xeon (committed) next to that of an AMD EPYC (found): equal, inside the range
+# over the seeds of the first, or outside. The code of the two was the same. The claims of the first had fewer seeds, so
+# that no verdict can be compared.
 #
 #     skipform compare --revision 95bafc6 --out analysis/second_machine.csv --badge paper/second_machine.svg
 

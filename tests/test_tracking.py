@@ -323,10 +323,8 @@ def server(monkeypatch, answer):
         (lambda handler: handler.send_error(403), "it does not accept the key (403 Forbidden)"),
         (lambda handler: handler.send_error(404), "it does not work (404 Not Found)"),  # the address of something else
         (lambda handler: handler.send_error(500), "it does not work (500 Internal Server Error)"),
-        (
-            lambda handler: handler.rfile.read(),
-            "timed out",
-        ),  # no answer: what is read ends when the other side gives up
+        # no answer: what is read ends when the other side gives up
+        (lambda handler: handler.rfile.read(), "timed out"),
         (lambda handler: handler.send_response_only(200) or handler.end_headers(), None),
     ],
 )
