@@ -296,13 +296,26 @@ class _InFloat64(TorchFunctionMode):
     Otherwise `x @ torch.eye(3)` would fail for an x that was promoted."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = args, kwargs or {}
-        if any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(given)):
+        kwargs = kwargs or {}
+        kinds = {type(leaf) for leaf in _leaves((args, kwargs))}
+        if any(issubclass(kind, Tensor) for kind in kinds):
             function = Tensor.double if function in (Tensor.float, Tensor.half, Tensor.bfloat16) else function
-            args, kwargs = pytree.tree_map_only(torch.dtype, _widened, given)
+            if torch.dtype in kinds:
+                args, kwargs = pytree.tree_map_only(torch.dtype, _widened, (args, kwargs))
             return function(*args, **kwargs)
-        result = function(*given[0], **given[1])
+        result = function(*args, **kwargs)
         return result.double() if isinstance(result, Tensor) and result.is_floating_point() else result
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What lists, tuples and dicts in each other hold. torch's own function for this takes as long as a small layer."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
 
 
 def _widened(dtype: torch.dtype) -> torch.dtype:
