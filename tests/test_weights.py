@@ -192,7 +192,7 @@ def test_the_line_of_a_score_says_with_which_weights_the_backbone_began(tmp_path
     file.write_text(yaml.safe_dump({"variants": variants, "data": data, "task": {"name": "segment"}, "threads": 1}))
     command = ["--config", str(file), "--scale", "embedded", "--out", str(tmp_path / "out"), "--workers", "1"]
     fit.main([*command, "--seeds", "0"])
-    assert "1 seeds, random backbone weights)" in capsys.readouterr().out
+    assert "1 seed, random backbone weights)" in capsys.readouterr().out
     config = yaml.safe_load((tmp_path / "out" / "one" / "seed0" / "config.yaml").read_text())
     assert config["backbone_weights"] == "random"
     assert cli.main(["fit", *command, "--backbone_weights", "imagenet"]) == 2

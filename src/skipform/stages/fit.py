@@ -234,6 +234,7 @@ def _summarise(
             f", {experiment.backbone_weights} backbone weights" if "backbone" in experiment.variants[label] else ""
         )
         if leads:
+            count = "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
             bar.write(
                 f"{experiment.name:18} {label:18} test {label_of(name)} "
                 + (
@@ -241,7 +242,7 @@ def _summarise(
                     if score["middle"] is not None
                     else "undefined   ("
                 )
-                + ", ".join([f"{len(seeds)} seeds{backbone})", *(label_of(text) for text in further(summary[label]))])
+                + ", ".join([f"{count}{backbone})", *(label_of(text) for text in further(summary[label]))])
             )
     return summary
 
