@@ -31,7 +31,17 @@ from skipform.data.scenes import INK, scenes
 from skipform.errors import SkipformError
 from skipform.stages import cli
 from skipform.tasks import Optimizer
-from skipform.tasks.segment import PixelError, RandError, Segment, centre, mirrored, rand_score, rotated
+from skipform.tasks.segment import (
+    BoundaryIoU,
+    PixelError,
+    RandError,
+    Segment,
+    at_boundary,
+    centre,
+    mirrored,
+    rand_score,
+    rotated,
+)
 
 KINDS = {
     "default": {},
@@ -412,6 +422,59 @@ def test_loss_and_scores_are_their_definitions_pixel_by_pixel(k, h, smaller, ign
     assert reported["mean_iou"] == pytest.approx(100 * np.mean(shares), rel=1e-5)  # float32
     assert reported["accuracy"] == pytest.approx(100 * sum(g == c for g, c in guesses) / len(pixels), rel=1e-5)
     assert task.scores("test") == {}
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda k: st.tuples(
+            st.just(k),
+            st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)).flatmap(
+                lambda shape: st.tuples(*[hnp.arrays(np.int64, shape, elements=st.integers(0, k - 1))] * 2)
+            ),
+        )
+    ),
+    st.booleans(),
+)
+def test_the_boundary_iou_is_that_of_outlines_drawn_pixel_by_pixel(drawn, ignores):
+    k, (masks, predicted) = drawn
+    ignored = k if ignores else None
+    masks = np.where(masks == predicted.max(), k, masks) if ignores else masks
+    metric = BoundaryIoU(k + 1, ignored)
+    for mask, guess in zip(masks, predicted, strict=True):  # of a split together, whatever the batches
+        metric.update(
+            functional.one_hot(torch.tensor(guess)[None], k + 1).movedim(-1, 1).float(), torch.tensor(mask)[None]
+        )
+
+    def outlined(picture, c):
+        """The pixels of a class but for those whose eight neighbours are all in it."""
+        places = {tuple(place) for place in np.argwhere(picture == c).tolist()}
+        inner = {
+            (n, i, j) for n, i, j in places if {(n, i + a, j + b) for a in (-1, 0, 1) for b in (-1, 0, 1)} <= places
+        }
+        return {place for place in places - inner if masks[place] != ignored}
+
+    shares = []
+    for c in range(k):
+        ours, theirs = outlined(predicted, c), outlined(masks, c)
+        if ours | theirs:
+            shares.append(len(ours & theirs) / len(ours | theirs))
+    value = metric.compute().item()
+    assert value == pytest.approx(np.mean(shares), rel=1e-6) if shares else np.isnan(value)  # float32
+
+
+def test_a_boundary_is_as_wide_as_two_percent_of_the_diagonal():
+    for side, distance in ((10, 1), (53, 1), (54, 2), (88, 2), (89, 3)):  # 0.02 * 53 * sqrt(2) = 1.499
+        mask = torch.zeros(1, side, side, dtype=torch.int64)
+        metric = BoundaryIoU(2)
+        metric.update(functional.one_hot(mask, 2).movedim(-1, 1).float(), mask)
+        assert metric.either.tolist() == [side**2 - (side - 2 * distance) ** 2, 0]
+        assert metric.compute() == 1
+    picture = torch.zeros(1, 7, 7, dtype=torch.int64)
+    picture[0, 3, 3] = 1
+    assert at_boundary(picture, 1)[0].tolist() == [
+        [max(abs(i - 3), abs(j - 3)) <= 1 or {i, j} & {0, 6} != set() for j in range(7)] for i in range(7)
+    ]
 
 
 def pairs_score(truth, predicted):

@@ -32,8 +32,9 @@ class Segment(Task):
     compared.
 
     Scores, over all pixels of a split together: mean_iou, the mean over the classes that occur of intersection over
-    union of prediction and mask (Long et al. 2015, Section 5); accuracy, the share of right pixels. With two classes,
-    none of them ignored, also pixel_error and rand_error of class 1 (the cells), as ISBI 2012 defined them.
+    union of prediction and mask (Long et al. 2015, Section 5); boundary_iou, the same of the pixels at the boundaries
+    alone, see `BoundaryIoU`; accuracy, the share of right pixels. With two classes, none of them ignored, also
+    pixel_error and rand_error of class 1 (the cells), as ISBI 2012 defined them.
 
     Args:
         num_classes: K.
@@ -88,6 +89,7 @@ class Segment(Task):
         classes: dict[str, Any] = {"num_classes": self.num_classes, "ignore_index": self.ignore_index}
         metrics: dict[str, Metric | MetricCollection] = {
             "mean_iou": MulticlassJaccardIndex(**classes, validate_args=False),
+            "boundary_iou": BoundaryIoU(**classes),
             "accuracy": MulticlassAccuracy(**classes, average="micro", validate_args=False),
         }
         if self.num_classes == 2 and self.ignore_index is None:
@@ -181,6 +183,58 @@ def rotated(x: Tensor, angle: float) -> Tensor:
     turn = x.new_tensor([[cos, -sin, 0.0], [sin, cos, 0.0]])
     grid = functional.affine_grid(turn.expand(len(x), 2, 3), list(x.shape), align_corners=False)
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+class BoundaryIoU(Metric):
+    """Mean over the classes of intersection over union of the pixels at the boundaries of prediction and mask.
+
+    With G_k the pixels of class k in the mask, P_k those predicted, and ' for the part within d pixels of an outline,
+
+        (1/K) sum_k  |G'_k and P'_k| / |G'_k or P'_k|
+
+    over the K classes of which either has a pixel at a boundary; numbers of pixels are those of a split together
+    (Cheng et al. 2021, "Boundary IoU", Equation 2). As there, d is 2 % of the diagonal, at least 1, distance is the
+    larger one of those along the axes, and the border of the image is an outline. Pixels of the ignored class are left
+    out of both; beside one of them, a pixel of the mask is at a boundary.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    both: Tensor
+    either: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int | None = None) -> None:
+        super().__init__()
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        for name in ("both", "either"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Tensor, masks: Tensor) -> None:
+        """scores (n, K, h, w), masks (n, h, w)."""
+        predicted = scores.max(1).indices
+        distance = max(1, round(0.02 * math.hypot(*masks.shape[-2:])))
+        counted = torch.ones_like(masks, dtype=torch.bool)
+        if self.ignore_index is not None:
+            counted = masks != self.ignore_index
+        ours, theirs = (at_boundary(classes, distance) & counted for classes in (predicted, masks))
+        both = self._per_class(masks[ours & theirs & (predicted == masks)])
+        self.both += both
+        self.either += self._per_class(predicted[ours]) + self._per_class(masks[theirs]) - both
+
+    def compute(self) -> Tensor:
+        occur = self.either > 0
+        return (self.both[occur] / self.either[occur]).mean()
+
+    def _per_class(self, classes: Tensor) -> Tensor:
+        return torch.bincount(classes, minlength=self.num_classes)
+
+
+def at_boundary(classes: Tensor, distance: int) -> Tensor:
+    """Whether a pixel of another class, or the outside, is within the distance along both axes: (n, h, w) -> bool."""
+    wide = functional.pad(classes.float(), (distance,) * 4, value=-1.0)
+    side = 2 * distance + 1
+    highest, lowest = functional.max_pool2d(wide, side, 1), -functional.max_pool2d(-wide, side, 1)
+    return highest != lowest
 
 
 class PixelError(BinaryPrecisionRecallCurve):
