@@ -47,8 +47,7 @@ gpu-table: $(UV)      ## CIFAR-10 at full scale, in order of worth, MINUTES long
 notebooks: $(UV)      ## open the analysis in Jupyter
 	$(UV) run --group notebooks jupyter lab analysis
 
-derived: $(UV)        ## renew what derives from other files: dvc.yaml's dependencies, costs, uv.lock, requirements.txt
-	$(RUN) skipform derive
+derived: $(UV)        ## renew what derives from other files: costs, uv.lock, requirements.txt
 	$(RUN) skipform costs
 	$(UV) lock
 	$(UV) export --quiet --frozen --no-dev --no-hashes --no-header --no-annotate --output-file requirements.txt

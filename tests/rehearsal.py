@@ -34,7 +34,7 @@ DATA: dict[str, dict[str, Any]] = {  # for those of a data set
     "tiny_shakespeare": {"batch_size": 2, "steps": 2, "limit": 2},
     "multi30k": {"batch_size": 16},
 }
-FEWER_MEASUREMENTS = ("skipform measure runs/survey/${key}", "skipform measure runs/survey/${key} --slices 1 --batch 2")
+MEASURE = "skipform measure runs/survey/${item}"
 TINY = {"width": 16, "heads": 2}
 NARROW: dict[str, dict[str, Any]] = {  # for every net of a name
     "mlp": {"width": 16},
@@ -81,8 +81,8 @@ def rehearsal(folder: Path) -> Path:
     fresh_copy(folder, scale="paper", seeds=[0])
     stand_ins.lay(folder / "data", folder / "src" / "skipform")
     stages = (folder / "dvc.yaml").read_text()
-    assert FEWER_MEASUREMENTS[0] in stages
-    (folder / "dvc.yaml").write_text(stages.replace(*FEWER_MEASUREMENTS))
+    assert MEASURE in stages
+    (folder / "dvc.yaml").write_text(stages.replace(MEASURE, f"{MEASURE} --slices 1 --batch 2"))
     shared = folder / "experiments" / "scale" / "paper.yaml"
     write_yaml(shared, merged(read_yaml(shared), SHARED))
     for file in sorted((folder / "experiments").glob("[sc]*/*.yaml")):

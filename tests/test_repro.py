@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from skipform.files import read_yaml
@@ -105,6 +108,31 @@ def test_a_failed_stage_is_named_and_nothing_that_needs_it_runs(project):
     assert "start c" not in log
     (project / "fail-b").unlink()
     assert repro(project)[0] == 0
+
+
+def runs(process):
+    """Whether a process has not ended; a zombie has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_nothing_goes_on_after_a_signal_that_is_repeated(project):
+    """As where `uv run` gets the signal too, and passes it on."""
+    paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "WAIT_FOR": "nothing"}
+    command = [program("skipform"), "repro", "--jobs", "2"]
+    with subprocess.Popen(command, cwd=project, env=os.environ | paths) as process:
+        while not (project / "log").exists() or (project / "log").read_text().count("start") < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        started = psutil.Process(process.pid).children(recursive=True)
+        while any(map(runs, started)) and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.wait() in (143, -signal.SIGTERM)  # the latter: of one more signal, after the command's end
+    assert not [one for one in started if runs(one)]
+    status, log, _ = repro(project)
+    assert (status, len(log)) == (0, 8)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""The sources that a result depends on are those that a stage imports, in dvc.yaml and in the fingerprint of a run."""
+"""A result depends on the sources that a stage imports, in the pipeline and in the fingerprint of a run."""
 
 import re
 from pathlib import Path
 
 import pytest
-import yaml
+from dvc.repo import Repo
 
-from skipform.sources import PACKAGE, closure, imports_of, nets_in
-from skipform.stages import cli, derive
+from skipform import nets
+from skipform.sources import PACKAGE, closure, digest, imports_of, nets_in
+from skipform.stages import sources as stages
 from skipform.training import run
 from skipform.training.experiment import read
 
@@ -18,25 +19,70 @@ def names(paths):
     return {str(path.relative_to(PACKAGE)) for path in paths}
 
 
-def test_the_pipeline_lists_what_its_stages_import():
-    assert cli.main(["derive", "--check", "--file", str(ROOT / "dvc.yaml")]) == 0
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """The name of every list of sources -> its lines."""
+    out = tmp_path_factory.mktemp("sources") / "out"
+    stages.main(root=ROOT, out=out)
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".skipform"]
+    return {str(file.relative_to(out)): file.read_text().splitlines() for file in files}
 
 
-def test_a_missing_or_an_added_dependency_is_noticed():
-    text = wrong = (ROOT / "dvc.yaml").read_text(encoding="utf-8")
-    for right, instead in (
-        ("      - src/skipform/theory/affine.py\n", ""),
-        ("- src/skipform/stages/verify.py", "- src/skipform/stages/verify.py\n      - src/skipform/nets/gpt.py"),
-        ("uses: nets/vgg", "uses: nets/blocks"),
-    ):
-        assert right in wrong
-        wrong = wrong.replace(right, instead, 1)
-    assert derive.derived(wrong, ROOT) == text
+def test_every_stage_depends_on_the_list_of_its_command(lists):
+    """As DVC itself resolves dvc.yaml."""
+    pipeline = {stage.addressing: stage for stage in Repo(ROOT).index.stages}
+    own = pipeline.pop("sources")
+    assert {dep.def_path for dep in own.deps} == {"analysis", "experiments", "src/skipform"}
+    for name, stage in pipeline.items():
+        deps = {dep.def_path for dep in stage.deps}
+        command = stage.cmd.split()[1]
+        experiment = re.search(r"(?:experiments|runs)/(survey|claims)/\w+", stage.cmd)
+        expected = f"{command}/{experiment[0].split('/', 1)[1]}.txt" if experiment else f"{command}.txt"
+        assert expected in lists
+        assert {dep for dep in deps if dep.startswith("build/sources")} == {f"build/sources/{expected}"}, name
+        assert not [dep for dep in deps if dep.startswith("src")]
 
 
-def test_no_pipeline_no_dependencies(tmp_path, capsys):
-    assert cli.main(["derive", "--file", str(tmp_path / "dvc.yaml")]) == 2
-    assert "no such file; accepted: the dvc.yaml of a checkout of the project" in capsys.readouterr().err
+def test_a_list_has_the_sources_of_a_command_with_their_digests(lists):
+    for line in lists["fit/survey/fcn.txt"]:
+        sha256, name = line.split("  ")
+        assert sha256 == digest(PACKAGE / name)
+    named = {name: {line.split()[1] for line in lines} for name, lines in lists.items()}
+    fcn = named["fit/survey/fcn.txt"]
+    assert {"stages/fit.py", "nets/fcn.py", "nets/vgg.py", "data/masks.py", "tasks/segment.py"} <= fcn
+    assert not {"nets/gpt.py", "data/text.py", "measure/line.py", "stages/measure.py"} & fcn
+    assert {"theory/pooling.py", "stages/verify.py"} <= named["verify.txt"]
+    assert not [name for name in named["verify.txt"] if name.startswith(("nets/", "training/"))]
+    assert {f"nets/{net}.py" for net in nets.names()} <= named["notebooks.txt"] & named["grammar.txt"]
+    assert {"measure/plane.py", "theory/trees.py", "tasks/classify.py"} <= named["explore.txt"]
+    assert {"nets/gpt.py", "nets/fpn.py", "tasks/detect.py", "data/text.py"} <= named["examples.txt"]
+    assert {"data/masks.py", "data/text.py", "data/images.py"} <= named["data.txt"]
+    assert "nets/highway.py" in named["claims/claims/shortcuts.txt"] - named["claims.txt"]
+
+
+def test_a_digest_is_that_of_the_statements(tmp_path):
+    def of(text):
+        (file := tmp_path / f"{len(list(tmp_path.iterdir()))}.py").write_text(text, encoding="utf-8")
+        return digest(file)
+
+    text = '"""What it is."""\n\nx = "# no comment"\n\n\ndef f():\n    """Of f."""\n    return """a\n\n# b"""\n'
+    same = [
+        text + "# a comment\n",
+        text.replace('"# no comment"', '"# no comment"  # a comment: ä'),
+        text.replace('"""What it is."""\n\n', ""),
+        text.replace('"""Of f."""', '"""Of f.\n\n    It returns "a".\n    """'),
+        text.replace("\n\n\ndef", "\n\n# of f\n\ndef"),
+    ]
+    other = [
+        text.replace("no comment", "some text"),
+        text.replace("# b", "# c"),
+        text.replace('    """Of f."""\n', '    """Of f."""; y = 1\n'),
+        text.replace('x = "# no comment"', 'x = """# no comment"""'),
+        text + '"""An expression that is no docstring."""\n',
+        text.replace("    return", "    if x:\n        return"),
+    ]
+    assert {of(each) for each in same} == {of(text)}
+    assert len({of(each) for each in other} | {of(text)}) == len(other) + 1
 
 
 def test_a_closure_follows_imports_inside_functions_and_leaves_out_those_for_types():
@@ -69,7 +115,7 @@ def test_nets_are_found_inside_nets():
         ("gpt", {"nets/gpt.py", "nets/attention.py", "tasks/language_model.py"}, {"nets/resnet.py", "data/images.py"}),
     ],
 )
-def test_a_fingerprint_is_that_of_the_sources_which_the_pipeline_names(experiment, own, foreign, monkeypatch):
+def test_a_fingerprint_is_that_of_the_sources_which_the_pipeline_names(experiment, own, foreign, lists, monkeypatch):
     """So that what reruns a stage discards its half-done runs, and nothing else does."""
     seen = []
     monkeypatch.setattr(run, "fingerprint", lambda config, sources: seen.extend(sources) or "digest")
@@ -78,8 +124,4 @@ def test_a_fingerprint_is_that_of_the_sources_which_the_pipeline_names(experimen
     run.fingerprint_of({"net": block, "data": described.data, "task": described.task})
     assert own <= names(seen)
     assert not foreign & names(seen)
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
-    item = next(block["beyond"][experiment] for block in pipeline["vars"] if "beyond" in block)
-    deps = [derive._filled(path, experiment, item) for path in pipeline["stages"]["fit_beyond"]["do"]["deps"]]
-    assert {f"src/skipform/{name}" for name in names(seen)} <= set(deps)
-    assert not [path for path in deps if re.search(r"\$\{", path)]
+    assert names(seen) <= {line.split()[1] for line in lists[f"fit/survey/{experiment}.txt"]}

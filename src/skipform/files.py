@@ -308,11 +308,3 @@ PACKAGES = (
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that compute."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def fingerprint(value: Any, sources: Iterable[Path]) -> str:
-    """A digest of what decides a result: a JSON value (its configuration), the sources, the versions."""
-    digest = hashlib.sha256(json.dumps([value, versions()], sort_keys=True).encode())
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()

@@ -1,13 +1,18 @@
 """The pipeline of dvc.yaml, asked and run through DVC's own commands."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from skipform import recovery
 from skipform.errors import SkipformError, one_line
@@ -16,6 +21,7 @@ from skipform.files import read_json, write_text
 Graph = dict[str, set[str]]  # stage -> the stages whose outputs it reads
 SECONDS = Path("build/seconds.json")  # stage -> what it took when it last ran here
 PUBLISHED = Path("results/seconds.json")  # scale -> the same for all stages, on the machine that made the records
+SOURCES = "sources"  # the stage that tells which others a change of a source concerns
 ADVICE = "Use `dvc push`"  # which dvc gives after every stage; this pipeline has no remote storage
 
 
@@ -26,6 +32,21 @@ def prepare() -> None:
     if shutil.which("dvc") is None:
         raise SkipformError("no program dvc on the PATH; accepted: `make repro`, or an active environment that has dvc")
     recover()
+
+
+def status() -> dict[str, Any]:
+    """What `dvc status --json` prints, after the lists of sources on which the stages depend have been renewed.
+
+    Raises:
+        SkipformError: a stage cannot be read, or the sources of an experiment cannot be found.
+    """
+    changed: dict[str, Any] = json.loads(ask("status", "--json"))
+    if SOURCES not in changed:
+        return changed
+    if reproduce(SOURCES, force=False, alone=True).status:
+        raise SkipformError(f"stage {SOURCES} failed; correct it and run the same command again")
+    changed = json.loads(ask("status", "--json"))
+    return changed
 
 
 def recover() -> None:
@@ -68,6 +89,17 @@ def reproduce(name: str, force: bool, alone: bool) -> Outcome:
     output = "".join(lines)
     ran = "Running stage" in output
     return Outcome(dvc.returncode, ran, round(time.monotonic() - start, 1), "" if alone else output)
+
+
+def end_all() -> None:
+    """End all processes that this one has started, and what these have started, whatever signal arrives meanwhile."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def seconds_of(value: Any) -> dict[str, float]:

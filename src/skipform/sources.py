@@ -2,14 +2,18 @@
 
 Imports are read from the files, not executed, so that this costs milliseconds. A module that is chosen by name while a
 stage runs (a net, a kind of data, a task) is in no import statement: the caller adds what a configuration names.
-dvc.yaml's dependencies (`skipform derive`) and the fingerprints of unfinished runs are both computed here.
+What a stage depends on (`skipform sources`) and the fingerprints of unfinished runs are both computed here.
 """
 
 import ast
+import hashlib
+import tokenize
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from skipform.files import digest_of, versions
 
 PACKAGE = Path(__file__).parent
 # No number depends on these: names for the prompt, texts of errors, the command line, W&B, and this file.
@@ -46,6 +50,43 @@ def nets_in(block: Any) -> Iterator[str]:
         yield block["name"]
         for value in block.values():
             yield from nets_in(value)
+
+
+def fingerprint(value: Any, sources: Iterable[Path]) -> str:
+    """A digest of what decides a result: a JSON value (its configuration), the versions, the sources."""
+    return digest_of([value, versions(), [digest(path) for path in sorted(sources)]])
+
+
+@cache
+def digest(path: Path) -> str:
+    """The SHA-256 of the statements in a source: of its text without comments, docstrings and empty lines.
+
+    The text, not the parsed program, which differs between versions of Python.
+    """
+    with tokenize.open(path) as file:
+        lines = file.read().splitlines()
+    with path.open("rb") as file:
+        comments = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+    for comment in comments:
+        row, column = comment.start
+        lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if (docstring := _docstring(node)) is not None:
+            start, end = docstring.lineno - 1, (docstring.end_lineno or 0) - 1
+            around = lines[start][: docstring.col_offset] + lines[end].encode()[docstring.end_col_offset :].decode()
+            if not around.strip():
+                lines[start : end + 1] = [""] * (end + 1 - start)
+    text = "\n".join(line.rstrip() for line in lines if line.strip())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _docstring(node: ast.AST) -> ast.Expr | None:
+    """The docstring of a module, class or function; None for any other node, and where there is none."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        match node.body:
+            case [ast.Expr(value=ast.Constant(value=str())) as first, *_]:
+                return first
+    return None
 
 
 @cache

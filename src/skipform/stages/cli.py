@@ -60,7 +60,7 @@ STAGES = {
     "paper": "typeset the paper",
     "dashboard": "make a workspace and a report in Weights & Biases, a section per claim and per task",
     "costs": "renew what the experiment files state about time, memory and disk at scale paper",
-    "derive": "renew the dependencies of the pipeline's stages on the sources",
+    "sources": "write which sources decide what each stage of the pipeline writes, with their digests",
 }
 
 # Stages whose results are logged to Weights & Biases, in a checkout; `fit` logs its own runs while it trains.
@@ -159,10 +159,17 @@ def _run(stage: str, argv: list[str]) -> int:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM raise Terminated, so that what is half done is cleaned up, as it is after Ctrl-C."""
+    """Let the first SIGTERM raise Terminated, so that what is half done is cleaned up, as it is after Ctrl-C.
+
+    A second one, such as that which `uv run` passes on, does not end the cleaning up.
+    """
+    terminated = False
 
     def terminate(number: int, frame: Any) -> None:
-        raise Terminated
+        nonlocal terminated
+        if not terminated:
+            terminated = True
+            raise Terminated
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
         yield

@@ -1,12 +1,11 @@
 """`skipform figures`: all that readers see, drawn from the committed records and measures. Nothing is trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from skipform.errors import SkipformError
 from skipform.files import fields, read_text
-from skipform.pipeline import ask, prepare, reproduce
+from skipform.pipeline import prepare, reproduce, status
 
 DRAWN = ("notebooks", "review", "paper")  # the stages that read records/ and measures/ alone
 MISSING = ("deleted", "not in cache")  # what DVC calls a file that is not here
@@ -22,13 +21,12 @@ def main() -> int:
     from dvc.utils.serialize import parse_yaml  # dvc.lock is longer than files that people write, see `read_yaml`
 
     prepare()
-    status = json.loads(ask("status", "--json"))
     lock = fields(parse_yaml(read_text("dvc.lock"), "dvc.lock"), {"stages": dict}, "dvc.lock")["stages"]
     paths = {
         kind: [entry["path"] for name, stage in lock.items() if name in names for entry in stage.get(kind, ())]
         for kind, names in (("outs", lock), ("deps", DRAWN))
     }
-    if changed := out_of_date(status, paths["outs"], paths["deps"]):
+    if changed := out_of_date(status(), paths["outs"], paths["deps"]):
         shown = f"{', '.join(changed[:5])}{', ...' if len(changed) > 5 else ''}"
         raise SkipformError(
             f"records/ and measures/ belong to other sources, experiments or params.yaml: {len(changed)} stages are out"

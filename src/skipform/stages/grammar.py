@@ -17,8 +17,9 @@ from skipform.arguments import Count
 from skipform.compiler.flatten import structure
 from skipform.compiler.rewrite import UnsupportedOperation, rewrite
 from skipform.compiler.skips import bypassed
-from skipform.files import fingerprint, write_json
+from skipform.files import write_json
 from skipform.outputs import work_folder
+from skipform.sources import fingerprint
 from skipform.training import launch
 
 # The published models that represent a net; any other net is represented by the first of its VARIANTS.

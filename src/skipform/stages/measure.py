@@ -15,7 +15,7 @@ from skipform import outputs
 from skipform.arguments import Count, Factor
 from skipform.compiler.emit import UnsupportedOperation
 from skipform.errors import SkipformError, first_line
-from skipform.files import fingerprint, write_json
+from skipform.files import write_json
 from skipform.measure import bounds, functional_dimension, trajectory_length
 from skipform.measure.layers import OUTPUT, layer_ranks
 from skipform.measure.line import line_of
@@ -24,6 +24,7 @@ from skipform.measure.projection import gaussian
 from skipform.measure.rank import finite, ranks
 from skipform.nets import features
 from skipform.runs import Run, finished
+from skipform.sources import fingerprint
 from skipform.stages.poolings import poolings
 from skipform.stages.subjects import Subject, subject
 from skipform.training import launch

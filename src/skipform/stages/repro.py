@@ -5,14 +5,11 @@ DVC says which stages there are and which are out of date, and runs each of them
 At the first run there are no times of this machine: those in results/ are used, corrected as stages finish.
 """
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-
-import psutil
 
 from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml, write_json
@@ -22,12 +19,14 @@ from skipform.pipeline import (
     Graph,
     Outcome,
     ask,
+    end_all,
     prepare,
     read_seconds,
     recover,
     reproduce,
     seconds_of,
     stages,
+    status,
 )
 from skipform.training import tracking
 
@@ -43,11 +42,11 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
     """
     prepare()
     with ThreadPoolExecutor() as pool:
-        changed = pool.submit(ask, "status", "--json")
+        changed = pool.submit(status)
         graph = stages(ask("dag", "--dot"))
     if not graph:
         raise SkipformError("dvc.yaml: it has no stages; accepted: the pipeline of a checkout of the project")
-    out_of_date = set(graph) if force else with_descendants(graph, json.loads(changed.result()))
+    out_of_date = set(graph) if force else with_descendants(graph, changed.result())
     if not out_of_date:
         print(f"all {len(graph)} stages are up to date")
         return 0
@@ -124,8 +123,7 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
                         seconds[name] = outcome.seconds
                         write_json(SECONDS, seconds)
         except BaseException:  # Ctrl-C, say: no stage goes on alone
-            for process in psutil.Process().children(recursive=True):
-                process.terminate()
+            end_all()
             raise
         finally:
             recover()

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from skipform import outputs
 from skipform.errors import SkipformError, one_line
-from skipform.files import defined, digest_of, fields, fingerprint, read_json, write_json
+from skipform.files import defined, digest_of, fields, read_json, write_json
 from skipform.runs import finished
+from skipform.sources import fingerprint
 from skipform.training.executor import KILLED, Executor, Kind, leave_signals_to_the_parent, signals_blocked
 
 if TYPE_CHECKING:

@@ -40,7 +40,6 @@ from skipform.errors import SkipformError
 from skipform.files import (
     checksum,
     digest_of,
-    fingerprint,
     read_json,
     versions,
     whole,
@@ -49,7 +48,7 @@ from skipform.files import (
     write_yaml,
 )
 from skipform.runs import CHECKED, FILES, Run
-from skipform.sources import closure, nets_in
+from skipform.sources import closure, fingerprint, nets_in
 from skipform.tasks import Task
 from skipform.training import weights
 from skipform.training.epoch_logger import EpochLogger
