@@ -17,6 +17,7 @@
 
 # %%
 import math
+from typing import Any
 
 import frame
 import matplotlib.pyplot as plt
@@ -246,11 +247,16 @@ for k, part in enumerate(parts, 1):
 
 # %%
 def in_words(experiment: str, rows: pd.DataFrame) -> dict[str, object]:
-    """What the paper says of an experiment: its question, and the claims of each verdict with their evidence."""
+    """What the paper says of an experiment: its question, and the claims of each verdict, with the medians of those of
+    one comparison; the others are in the table."""
+
+    def said(row: Any) -> str:
+        return row.claim if " comparisons: " in row.evidence else f"{row.claim} ({row.evidence})"
+
     return {
         "title": title_of(experiment),
         "question": frame.question(experiment),
-        **{kind.replace(" ", "_"): [f"{row.claim} ({row.evidence})" for row in rows.itertuples() if row.verdict == kind]
+        **{kind.replace(" ", "_"): [said(row) for row in rows.itertuples() if row.verdict == kind]
            for kind in KINDS},
     }  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_a_changed_net_reruns_its_own_stages_and_what_follows_and_a_changed_comm
     source = copy / "src" / "skipform" / "nets" / "resnet.py"
     text = source.read_text()
     source.write_text(text + "\n# touched\n")
-    assert "all 86 stages are up to date" in run(copy, "skipform", "repro")  # but for the list of sources
+    assert "stages are up to date" in run(copy, "skipform", "repro")  # but for the list of sources
     source.write_text(text + "\nTOUCHED = True\n")
     stages = set(re.findall(r"Running stage '([^']+)'", run(copy, "skipform", "repro")))
     survey = {name for name in stages if re.match("(fit|measure)@", name)}
