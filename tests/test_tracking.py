@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -261,6 +262,19 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     assert figure["figure/square.width"] / figure["figure/square.height"] == pytest.approx(1.36, abs=0.05)
     assert runs["paper"].artifacts["paper"]["manifest"]["contents"][0]["path"] == "paper.pdf"
     assert all(logged.summary["seconds"] == 1.0 for logged in runs.values())
+
+
+def test_the_installed_packages_are_listed_once():
+    code = (
+        "import importlib.metadata\n"
+        "from skipform.training.tracking import import_wandb\n"
+        "import_wandb()\n"
+        "import wandb.util\n"
+        "importlib.metadata.distributions = None\n"
+        "print({package.key: package.version for package in wandb.util.working_set()}['torch'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == version("torch")
 
 
 def test_every_stage_of_the_pipeline_that_computes_is_logged():

@@ -226,9 +226,13 @@ def import_wandb() -> None:
     Finalize(None, _temporary.close, exitpriority=0)
     tempfile.tempdir = str(folder)
     try:
-        import wandb  # noqa: F401
+        import wandb
     finally:
         tempfile.tempdir = usual
+    # W&B lists the installed packages for every run anew, which is most of what a short run costs.
+    if hasattr(wandb.util, "working_set"):
+        packages = tuple(wandb.util.working_set())
+        wandb.util.working_set = lambda: packages
 
 
 def key() -> str | None:
