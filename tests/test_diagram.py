@@ -208,7 +208,7 @@ def drawn(tmp_path_factory):
     compiler.diagram = remember
     notebook = runpy.run_path(str(ROOT / "analysis/architectures.py"))
     compiler.diagram = original
-    yield notebook, folder, calls
+    yield notebook, folder, tuple(calls)  # the notebook remembers what tests draw with it, too
     sys.path.remove(str(ROOT / "analysis"))
     for name in ("frame", "style", "layered"):
         sys.modules.pop(name, None)
