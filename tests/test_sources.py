@@ -30,7 +30,8 @@ def lists(tmp_path_factory):
 
 def test_every_stage_depends_on_the_list_of_its_command(lists):
     """As DVC itself resolves dvc.yaml."""
-    pipeline = {stage.addressing: stage for stage in Repo(ROOT).index.stages}
+    with Repo(ROOT) as repo:
+        pipeline = {stage.addressing: stage for stage in repo.index.stages}
     own = pipeline.pop("sources")
     assert {dep.def_path for dep in own.deps} == {"analysis", "experiments", "src/skipform"}
     for name, stage in pipeline.items():

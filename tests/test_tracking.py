@@ -363,7 +363,7 @@ def test_a_key_that_is_not_accepted_is_found_out_once_for_all_workers(project, m
 
     with server(monkeypatch, refuse):
         fitted("survey", "mlp", "--workers", "2")
-    assert [path for path, _ in asked] == ["/graphql"]
+    assert [path for path, _ in asked if "/sdk/" not in path] == ["/graphql"]  # there W&B's own process counts its use
     lines = [line for line in capfd.readouterr().err.splitlines() if "W&B" in line or "wandb" in line]
     assert lines == [
         "W&B is not reached, so runs are logged offline: it does not accept the key (401 Unauthorized)",
