@@ -77,6 +77,8 @@ def test_a_digest_is_that_of_the_statements(tmp_path):
     other = [
         text.replace("no comment", "some text"),
         text.replace("# b", "# c"),
+        text.replace("a\n\n# b", "a\n# b"),  # what stands in a string is no layout
+        text.replace("a\n\n# b", "a \n\n# b"),
         text.replace('    """Of f."""\n', '    """Of f."""; y = 1\n'),
         text.replace('x = "# no comment"', 'x = """# no comment"""'),
         text + '"""An expression that is no docstring."""\n',

@@ -64,19 +64,23 @@ def digest(path: Path) -> str:
     The text, not the parsed program, which differs between versions of Python.
     """
     with tokenize.open(path) as file:
-        lines = file.read().splitlines()
+        lines = file.read().split("\n")
     with path.open("rb") as file:
-        comments = [token for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
-    for comment in comments:
-        row, column = comment.start
-        lines[row - 1] = lines[row - 1][:column]
+        tokens = list(tokenize.tokenize(file.readline))
+    left_out = set[int]()
+    for token in tokens:
+        row, column = token.start[0] - 1, token.start[1]
+        if token.type == tokenize.COMMENT:
+            lines[row] = lines[row][:column].rstrip()
+        elif token.type == tokenize.NL and not lines[row].strip():  # an empty line, but none of a string
+            left_out.add(row)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if (docstring := _docstring(node)) is not None:
             start, end = docstring.lineno - 1, (docstring.end_lineno or 0) - 1
             around = lines[start][: docstring.col_offset] + lines[end].encode()[docstring.end_col_offset :].decode()
             if not around.strip():
-                lines[start : end + 1] = [""] * (end + 1 - start)
-    text = "\n".join(line.rstrip() for line in lines if line.strip())
+                left_out |= {*range(start, end + 1)}
+    text = "\n".join(line for row, line in enumerate(lines) if row not in left_out)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
