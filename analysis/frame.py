@@ -166,6 +166,11 @@ def _survey() -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths if path.is_file()]
 
 
+def radii() -> dict[str, Any]:
+    """What `skipform radii` wrote: the net, and one row per digit with its radius and the work of both encodings."""
+    return json.loads((ROOT / "measures" / "radii.json").read_text())
+
+
 def claim(name: str) -> pd.DataFrame:
     """One row per network and moment, and one per exact copy of it (`copy`: its skip; empty for the network itself)."""
     results = json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())

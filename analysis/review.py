@@ -158,7 +158,8 @@ def sources() -> list[dict[str, Any]]:
             f"records/{folder}/{stem}.jsonl",
             f"measures/{folder}/{stem}.json",
         ]
-        paths += ["measures/explorer.json"] * (folder == "explorer") + [f"results/{stem}.csv"]
+        drawn = {"planes": "explorer"}.get(stem, stem)
+        paths += [f"measures/{drawn}.json"] * (folder == "explorer") + [f"results/{stem}.csv"]
         paths += [f"src/skipform/nets/{net}.py" for net in nets]
         entry = published.get(stem, {}) if folder == "survey" else {}
         origin = f"{entry['model']}: {entry['source']}" if entry else ""

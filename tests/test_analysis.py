@@ -151,6 +151,7 @@ def test_notebooks_are_the_percent_files_and_begin_with_a_title():
         "expressiveness",
         "grammar",
         "learning",
+        "radii",
         "schematics",
         "statements",
         "survey",

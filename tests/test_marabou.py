@@ -15,6 +15,7 @@ from verifier_models import MODELS, PADDED, PADDED_SHAPE, shape_of
 from skipform.compiler import onnx_file
 from skipform.compiler.rewrite import rewrite
 from skipform.measure import output_range
+from skipform.nets import build
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it has no TensorFlow
@@ -160,3 +161,14 @@ def value_by_torch(name):
 
 def example(name):
     return torch.randn(1, *shape_of(name), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_marabou_refuses_the_net_of_the_robust_radii_as_exported_and_reads_what_is_rewritten(tmp_path):
+    net = build("pooled", pool="max", width=2, in_channels=1).eval()
+    torch.onnx.export(net, torch.zeros(1, 1, 8, 8), tmp_path / "exported.onnx", dynamo=False, opset_version=11)
+    with pytest.raises(NotImplementedError, match="GlobalAveragePool"):
+        read(tmp_path / "exported.onnx")
+    onnx_file.save(rewrite(net, torch.zeros(1, 1, 8, 8), "verifier"), tmp_path / "rewritten.onnx")
+    rewritten = read(tmp_path / "rewritten.onnx")
+    assert [v.size for v in (*rewritten.inputVars, *rewritten.outputVars)] == [64, 10]

@@ -153,6 +153,15 @@ def leave_results(root, epochs):
     models = [about | counts | {"net": "resnet", "variant": name} for name in ("ResNet-20", "ResNet-110")]
     models += [about | {"net": "vit", "variant": "ViT-Ti", "reason": "layer_norm at norm (LayerNorm): no"}]
     (root / "measures/grammar.json").write_text(json.dumps(models))
+    work = {"exact": True, "switches": 9, "nodes": 1, "iterations": 40}
+    about = {"index": 4, "label": 3, "other": 8, "proved": 0.05, "relaxed": 0.04, "exact": True}
+    about |= {"image": [0.0] * 64, "forms": {"relu": work, "native": work | {"switches": 20, "nodes": 0}}}
+    digits = [
+        about | {"radius": 0.05, "witness": [0.05] * 64},
+        about | {"radius": None, "proved": None, "witness": None},
+    ]
+    net = {"parameters": 146, "train_error": 15.0, "test_error": 16.0}
+    (root / "measures/radii.json").write_text(json.dumps({"net": net, "shape": [1, 8, 8], "rows": digits}))
     shutil.copytree(ROOT / "experiments", root / "experiments")
 
 

@@ -241,13 +241,15 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     stage_runs.log("grammar", {"out": str(ROOT / "measures" / "grammar.json"), "scale": "embedded"}, 1.0)
     planes = {"out": ROOT / "measures" / "explorer.json", "config": "experiments/explorer/planes.yaml"}
     stage_runs.log("explore", planes, 1.0)
+    near = {"out": ROOT / "measures" / "radii.json", "config": "experiments/explorer/radii.yaml"}
+    stage_runs.log("radii", near, 1.0)
     stage_runs.log("notebooks", {"root": "."}, 1.0)
     stage_runs.log("paper", {"output": "paper/paper.pdf"}, 1.0)
     shutil.copy(generated / "fig_square.svg", "regions.svg")
     Path("regions.csv").write_text("region,piece,area,corners\n0,0,1.0,...\n1,0,2.0,...\n")
     stage_runs.log("regions", {"source": "runs/mlp/seed0", "out": Path("regions.svg")}, 1.0)
     runs = {logged.run["job_type"]: logged for logged in read_all(project).values()}
-    assert runs.keys() == {"verify", "grammar", "explore", "figures", "paper", "regions"}
+    assert runs.keys() == {"verify", "grammar", "explore", "radii", "figures", "paper", "regions"}
     assert (runs["regions"].summary["regions"], runs["regions"].summary["pieces"]) == (2, 1)
     theorems, grammar = (json.loads((ROOT / f"measures/{name}.json").read_text()) for name in ("theorems", "grammar"))
     assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == len(theorems["statements"]) > 0
@@ -256,6 +258,8 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     explored = json.loads((ROOT / "measures" / "explorer.json").read_text())["nets"]
     assert runs["explore"].summary["nets"] == len(explored)
     assert runs["explore"].summary["explorer.nrows"] == sum(len(net["moments"]) for net in explored)
+    rows = json.loads((ROOT / "measures" / "radii.json").read_text())["rows"]
+    assert runs["radii"].summary["radii.nrows"] == runs["radii"].summary["images"] == len(rows)
     assert runs["figures"].summary["numbers"] == {"survey": {"nets": 1}}
     figure = runs["figures"].history[0]
     assert (figure["figure/square._type"], figure["table/survey._type"]) == ("image-file", "table-file")

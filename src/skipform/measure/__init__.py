@@ -8,6 +8,7 @@ from skipform.measure.output_range import OutputRange, output_range
 from skipform.measure.plane import PlaneRegions, plane
 from skipform.measure.program import Program
 from skipform.measure.rank import Rank, functional_dimension, jacobian_rank
+from skipform.measure.robust_radius import RobustRadius, robust_radius
 from skipform.measure.trajectory import Trajectory, trajectory_length
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PlaneRegions",
     "Program",
     "Rank",
+    "RobustRadius",
     "Trajectory",
     "bounds",
     "functional_dimension",
@@ -24,5 +26,6 @@ __all__ = [
     "line",
     "output_range",
     "plane",
+    "robust_radius",
     "trajectory_length",
 ]

@@ -5,25 +5,22 @@ range, of values that f takes at inputs that are given too, and an outer range, 
 by linear functions, and by the solver's own bound.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import highspy
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.measure.milp import program
+from skipform.measure.highs import minimum
+from skipform.measure.milp import encode
 from skipform.measure.program import in_float64, on_cpu
 from skipform.measure.relaxation import Range, interval, linear
 from skipform.theory.network import CanonicalNetwork
 
-FEASIBILITY = 1e-9  # of the solver: by how much a constraint or an integer may be missed
-TOLERANCE = 1e-6  # relative to 1 + |value|: outer and inner range agree; a thousand misses of FEASIBILITY
+TOLERANCE = 1e-6  # relative to 1 + |value|: outer and inner range agree; a thousand misses of highs.FEASIBILITY
 SAMPLES = 256  # random inputs, so that there is an inner range from the start
 
 Progress = Callable[[str, float, float], None]
@@ -72,13 +69,14 @@ def output_range(
         raise SkipformError("output_range: lower and upper of one shape, finite and lower <= upper, are accepted")
     if not time_limit > 0:
         raise SkipformError(f"output_range: time_limit={time_limit}; seconds above 0 are accepted")
-    network, evaluate = _prepared(f, lower, memory, check)
+    network, evaluate = prepared(f, lower, memory, check, "output_range")
     weights = _weights(output, network.out_features)
     box = Range(low, high)
     outer, ranges = interval(network, box), linear(network, box)
     generator = torch.Generator().manual_seed(0)  # fixed inputs: the same net always has the same range
     samples = torch.rand(SAMPLES, len(low), generator=generator, dtype=torch.float64).numpy()
     samples = np.concatenate([low + samples * (high - low), low + samples.round() * (high - low)]).clip(low, high)
+    encoding, end = encode(network, box, ranges[:-1]), network.readout.in_features
     start, ends = time.monotonic(), []
     for name, sign in (("least", 1.0), ("greatest", -1.0)):
         # The least value of sign * w . f: `bound` is below it, `value` at x.
@@ -86,10 +84,11 @@ def output_range(
         values = evaluate(samples) @ own
         x, value = samples[values.argmin()], values.min()
         bound = max(_least(t, own) for t in (outer, ranges[-1]))
-        solved = _minimum(program(network, box, ranges[:-1], own), time_limit / 2, _reporting(progress, name, sign))
-        bound = max(bound, solved[0])
-        if solved[1] is not None:
-            point = solved[1][-len(low) :].clip(low, high)
+        lp = encoding.least(network.readout, own)
+        solved = minimum(lp, time_limit / 2, _reporting(progress, name, sign), command="output_range")
+        bound = max(bound, solved.bound)
+        if solved.point is not None:
+            point = solved.point[end - len(low) : end].clip(low, high)
             at_point = float(evaluate(point[None])[0] @ own)
             x, value = (point, at_point) if at_point <= value else (x, value)
         ends.append((sign * min(bound, value), sign * value, torch.from_numpy(x.copy()).reshape(lower.shape)))
@@ -98,22 +97,22 @@ def output_range(
     return OutputRange((a, b), (v, w), (x, y), inner, time.monotonic() - start)
 
 
-def _prepared(
-    f: nn.Module | CanonicalNetwork, example: Tensor, memory: int, check: bool
+def prepared(
+    f: nn.Module | CanonicalNetwork, example: Tensor, memory: int, check: bool, command: str
 ) -> tuple[CanonicalNetwork, Callable[[np.ndarray], np.ndarray]]:
     """The canonical network of f, and f itself on flat inputs (n, d), to flat outputs (n, m), in float64."""
     if isinstance(f, CanonicalNetwork):
         network = in_float64(f)
         shape = network.input_shape or (network.in_features,)
         if tuple(example.shape) != shape:
-            raise SkipformError(f"output_range: a box of shape {tuple(example.shape)}; {shape} is accepted")
+            raise SkipformError(f"{command}: a box of shape {tuple(example.shape)}; {shape} is accepted")
         return network, lambda x: network.evaluate(x.reshape(-1, *shape)).reshape(len(x), -1)
     from skipform.compiler.flatten import canonical  # the compiler is only needed for torch modules
 
     module = on_cpu(f).double()
     network = canonical(module, example.detach().cpu().double()[None], memory, check=check)
     if network.output_shape is None:
-        raise SkipformError("output_range: a net of one output, batch first, is accepted")
+        raise SkipformError(f"{command}: a net of one output, batch first, is accepted")
     return network, lambda x: module(torch.from_numpy(x).reshape(len(x), *example.shape)).reshape(len(x), -1).numpy()
 
 
@@ -135,46 +134,3 @@ def _reporting(progress: Progress | None, name: str, sign: float) -> Callable[[f
     if progress is None:
         return None
     return lambda value, bound: progress(name, sign * value, sign * bound)
-
-
-class _Silent(highspy.Highs):
-    """HiGHS without the banner that it prints when callbacks are enabled, before any option can be set."""
-
-    def enableCallbacks(self) -> Any:
-        self.setOptionValue("output_flag", False)
-        return super().enableCallbacks()
-
-
-def _minimum(
-    lp: highspy.HighsLp, seconds: float, report: Callable[[float, float], None] | None
-) -> tuple[float, np.ndarray | None]:
-    """(a lower bound, the best point if there is one) of a program. Raises SkipformError if HiGHS fails."""
-    solver = _Silent()
-    for option, value in {
-        "time_limit": seconds,
-        "threads": 1,
-        "mip_rel_gap": 0.0,
-        "mip_abs_gap": FEASIBILITY,
-        "mip_feasibility_tolerance": FEASIBILITY,
-        "primal_feasibility_tolerance": FEASIBILITY,
-        "dual_feasibility_tolerance": FEASIBILITY,
-    }.items():
-        solver.setOptionValue(option, value)
-    if report is not None:
-        solver.cbMipLogging.subscribe(
-            lambda event: report(event.data_out.mip_primal_bound, event.data_out.mip_dual_bound)
-        )
-    solver.passModel(lp)
-    solver.run()
-    status, info = solver.getModelStatus(), solver.getInfo()
-    if status not in (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kTimeLimit):
-        raise SkipformError(f"output_range: HiGHS ended with {solver.modelStatusToString(status)}")
-    has_point = math.isfinite(info.objective_function_value) and info.primal_solution_status == 2
-    point = np.array(solver.getSolution().col_value)[: lp.num_col_ - _switches(lp)] if has_point else None
-    if status == highspy.HighsModelStatus.kOptimal and not _switches(lp):
-        return info.objective_function_value, point  # a linear program has no bound of its own
-    return (info.mip_dual_bound if _switches(lp) else -math.inf), point
-
-
-def _switches(lp: highspy.HighsLp) -> int:
-    return sum(kind == highspy.HighsVarType.kInteger for kind in lp.integrality_)

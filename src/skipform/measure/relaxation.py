@@ -24,17 +24,22 @@ class Range:
     low: np.ndarray
     high: np.ndarray
 
+    def before(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The ends of the range of (h; z), h in this range and low <= z <= high."""
+        return np.concatenate([self.low, low]), np.concatenate([self.high, high])
+
 
 def interval(network: CanonicalNetwork, box: Range) -> Range:
     """The range of the output by interval arithmetic, (m,)."""
     low, high = box.low, box.high
     for a in network.layers:
-        t = _through(a, low, high)
-        low, high = np.concatenate([t.low.clip(0), low]), np.concatenate([t.high.clip(0), high])
-    return _through(network.readout, low, high)
+        t = through(a, low, high)
+        low, high = Range(t.low.clip(0), t.high.clip(0)).before(low, high)
+    return through(network.readout, low, high)
 
 
-def _through(a: Affine, low: np.ndarray, high: np.ndarray) -> Range:
+def through(a: Affine, low: np.ndarray, high: np.ndarray) -> Range:
+    """The range of a(z) for low <= z <= high, by intervals."""
     weight = a.weight
     plus, minus = weight.maximum(0), (-weight).maximum(0)
     return Range(plus @ low - minus @ high + a.bias, plus @ high - minus @ low + a.bias)
@@ -46,13 +51,13 @@ def linear(network: CanonicalNetwork, box: Range) -> list[Range]:
     ranges: list[Range] = []
     low, high = box.low, box.high
     for a in network.affine_maps:
-        t = _through(a, low, high)
+        t = through(a, low, high)
         above = -_lowest(network, ranges, box, -a.weight, -a.bias)
         below = _lowest(network, ranges, box, a.weight, a.bias)
         t = Range(np.maximum(t.low, below), np.minimum(t.high, above))
         t = Range(np.minimum(t.low, t.high), t.high)  # where rounding made them cross
         ranges.append(t)
-        low, high = np.concatenate([t.low.clip(0), low]), np.concatenate([t.high.clip(0), high])
+        low, high = Range(t.low.clip(0), t.high.clip(0)).before(low, high)
     return ranges
 
 

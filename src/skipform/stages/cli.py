@@ -49,6 +49,7 @@ STAGES = {
     "probe": "measure trained networks for a claim about learning: gradients, lesions, the loss around them, cost",
     "explore": "train a few small nets and draw their regions on one plane, for the explorer of the review page",
     "examples": "show trained networks a few held-out inputs, for the notebooks",
+    "radii": "find the exact robust radius of ten digits under a small net with max pooling, in two encodings",
     "rewrite": "rewrite a torch model into affine maps, ReLU and concatenation",
     "regions": "count and draw the linear regions of a network on a plane",
     "bound": "find the exact range of an output of a network over a box of inputs",
@@ -64,7 +65,19 @@ STAGES = {
 }
 
 # Stages whose results are logged to Weights & Biases, in a checkout; `fit` logs its own runs while it trains.
-LOGGED = ("verify", "grammar", "measure", "probe", "claims", "explore", "examples", "regions", "notebooks", "paper")
+LOGGED = (
+    "verify",
+    "grammar",
+    "measure",
+    "probe",
+    "claims",
+    "explore",
+    "radii",
+    "examples",
+    "regions",
+    "notebooks",
+    "paper",
+)
 
 EXIT_STATUSES = """exit status:
   0         done

@@ -164,6 +164,26 @@ def _explore(options: dict[str, Any]) -> Iterator[Entry]:
     )
 
 
+def _radii(options: dict[str, Any]) -> Iterator[Entry]:
+    found = read_json(options["out"])
+    rows = [
+        {key: row[key] for key in ("index", "label", "other", "radius", "proved", "relaxed", "exact")}
+        | {f"{form} {key}": value for form, work in row["forms"].items() for key, value in work.items()}
+        for row in found["rows"]
+    ]
+    file = Path(options["config"])
+    yield Entry(
+        name="radii",
+        group=tracking.experiment_of(file),
+        job_type="radii",
+        digest=digest_of(found),
+        summary={"images": len(rows), "exact": sum(row["exact"] for row in rows), **found["net"]},
+        tags=["explorer", found["scale"]],
+        notes=_question(file.with_suffix("")),
+        media=lambda: {"radii": _table(rows)},
+    )
+
+
 def _claims(options: dict[str, Any]) -> Iterator[Entry]:
     found = read_json(options["out"])
     if any("regions" in row for row in found["rows"]):
@@ -330,6 +350,7 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Iterable[Entry]]] = {
     "probe": _probe,
     "claims": _claims,
     "explore": _explore,
+    "radii": _radii,
     "examples": _examples,
     "regions": _regions,
     "notebooks": _figures,
