@@ -3,9 +3,10 @@
     python benchmarks/bench_measure.py [--rounds 9] [--quick]
 
 plane: an MLP 2 -> [w] * d -> 1 with PyTorch's default float32 initialisation (seed 0), promoted to float64, on
-[-1, 1]^2. line: 784 -> [1024] * 4 -> 10 and 3072 -> [2048] * 6 -> 10 between two Gaussian points. In every round each
-contestant runs once; the output is medians over the rounds and ratios of medians. A count that differs from the one
-that this file expects ends the run with an error.
+[-1, 1]^2. line: 784 -> [1024] * 4 -> 10 and 3072 -> [2048] * 6 -> 10 between two Gaussian points; and ResNet-20 on a
+share of the segment between two Gaussian images of 3 x 32 x 32, against its slow twin, which computes every value at
+every break point. In every round each contestant runs once; the output is medians over the rounds and ratios of
+medians. A count that differs from the one that this file expects ends the run with an error.
 """
 
 import argparse
@@ -17,8 +18,10 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+import skipform
 from skipform.measure import line, plane
 from skipform.measure.cutting import count_cut, cut
+from skipform.measure.line import line_of
 from skipform.measure.mesh import box_mesh
 from skipform.measure.program import Program
 from skipform.theory.affine import Affine
@@ -26,6 +29,7 @@ from skipform.theory.network import CanonicalNetwork, perceptron
 
 PLANES = {(64, 3): 6668, (64, 4): 7920, (128, 4): 29584, (256, 4): 125057}
 LINES = {(784, 1024, 4): 3.0, (3072, 2048, 6): 3.0}  # sizes: standard deviation of the end points
+SHARE, SEGMENTS = 0.02, 1105  # of the segment for ResNet-20
 BOX = (-1.0, 1.0, -1.0, 1.0)
 
 
@@ -113,6 +117,22 @@ def bench_line(sizes: tuple[int, int, int], spread: float, rounds: int) -> None:
     report(f"line {inputs} -> {width} x {depth}", f"{regions.count:7d} segments", times, "line")
 
 
+@torch.no_grad()
+def bench_images(rounds: int) -> None:
+    torch.manual_seed(0)
+    net = skipform.build("resnet", depth=20, num_classes=10).eval()
+    a, b = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    program, ends = Program.of(net, a), torch.stack([a, torch.lerp(a, b, SHARE)]).flatten(1)
+    for dense in (False, True):
+        count = line_of(program, ends, dense=dense).count
+        if count != SEGMENTS:
+            raise SystemExit(f"line ResNet-20, {dense=}: {count} segments, {SEGMENTS} expected")
+    times = compete(
+        {"line": lambda: line_of(program, ends), "all values": lambda: line_of(program, ends, dense=True)}, rounds
+    )
+    report("line ResNet-20", f"{SEGMENTS:7d} segments", times, "line")
+
+
 def report(case: str, size: str, times: dict[str, float], own: str) -> None:
     shown = "  ".join(f"{name} {spent:.4f} s" for name, spent in times.items())
     ratios = "  ".join(f"{own}/{name} {times[own] / spent:.2f}" for name, spent in times.items() if name != own)
@@ -129,6 +149,7 @@ def main() -> None:
         bench_plane(width, depth, expected, options.rounds)
     for sizes, spread in list(LINES.items())[: 1 if options.quick else None]:
         bench_line(sizes, spread, options.rounds)
+    bench_images(options.rounds)
 
 
 if __name__ == "__main__":

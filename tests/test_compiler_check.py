@@ -90,9 +90,9 @@ def test_a_wrong_matrix_of_the_canonical_network_is_named(relative, monkeypatch)
 def test_a_wrong_step_of_a_program_is_named(monkeypatch):
     module, x = net(), numbers(6)
     network = canonical(module, x[None])
-    step, segment = program._affine_step, program._Segment.__call__
+    step, segment = program._affine_step, program.Segment.__call__
     monkeypatch.setattr(program, "_affine_step", lambda a, carried: step(a.compose(scaled(a.in_features)), carried))
-    monkeypatch.setattr(program._Segment, "__call__", lambda self, state: segment(self, state) * (1 + 1e-9))
+    monkeypatch.setattr(program.Segment, "__call__", lambda self, state: segment(self, state) * (1 + 1e-9))
     with pytest.raises(InternalError, match="step 0 of a canonical network"):
         Program.of(network, x)
     with pytest.raises(InternalError, match="differs by"):

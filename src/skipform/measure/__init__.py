@@ -1,7 +1,7 @@
 """Expressive power as numbers: (network, domain, generator) in, a frozen record out; pure, float64, on the CPU."""
 
 # Not lazily: line, plane and bounds carry the name of their own file, and loading a file later would bind
-# the module over the function. None of these files imports numba; plane does when it is called.
+# the module over the function. None of these files imports numba; plane and line do when they are called.
 from skipform.measure.bounds import Bounds, bounds
 from skipform.measure.line import LineRegions, line
 from skipform.measure.output_range import OutputRange, output_range

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from skipform.measure.cuts import KAPPA_LIMIT, SLOPE
 from skipform.measure.kernel import kernel
-from skipform.measure.line import KAPPA_LIMIT, SLOPE
 from skipform.measure.mesh import NOT_CONVEX, OK, EdgePoints
 
 P, Q, UNIT, SIGN = (

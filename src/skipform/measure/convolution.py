@@ -28,12 +28,12 @@ def conv2d(
     groups: int = 1,
 ) -> Tensor:
     """F.conv2d; in float64 on a CPU as above, if the kernel has no gaps, no groups and x (n, c, h, w) enough points."""
-    plain = groups == 1 and weight[0, 0].numel() > 1 and _pair(dilation) == (1, 1) and not isinstance(padding, str)
+    plain = groups == 1 and weight[0, 0].numel() > 1 and pair(dilation) == (1, 1) and not isinstance(padding, str)
     if not plain or isinstance(padding, str) or len(x) < FEWEST or x.dtype != torch.float64 or x.device.type != "cpu":
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
-    (sy, sx), (py, px) = _pair(stride), _pair(padding)
+    (sy, sx), (py, px) = pair(stride), pair(padding)
     rows, columns = (h + 2 * py - kh) // sy + 1, (w + 2 * px - kw) // sx + 1
     padded = x.new_zeros(h + 2 * py, c, w + 2 * px, n)
     padded[py : py + h, :, px : px + w] = x.permute(2, 1, 3, 0)
@@ -54,7 +54,7 @@ def conv2d(
     return result.copy_(turned) if bias is None else torch.add(turned, bias[:, None, None], out=result)
 
 
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return (value[0], value[-1])

@@ -13,7 +13,7 @@ import numba
 
 _HERE = Path(__file__).parent
 _SETTINGS: Any = numba.config
-SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "chords", "meetings", "faces"))
+SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "chords", "meetings", "faces", "windows"))
 
 
 def folder(sources: tuple[Path, ...] = SOURCES) -> Path:
@@ -27,9 +27,9 @@ _FOLDER = folder()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`numba.njit` without the interpreter's lock, its compiled code in `folder`."""
+    """`numba.njit` without the interpreter's lock and with IEEE division, its compiled code in `folder`."""
     before, _SETTINGS.CACHE_DIR = _SETTINGS.CACHE_DIR, str(_FOLDER)
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     finally:
         _SETTINGS.CACHE_DIR = before

@@ -4,29 +4,45 @@ The values of all coordinates still in use are carried at all break points so fa
 (Sotoudeh & Thakur 2019, ExactLine). A ReLU cuts an interval where it has strict opposite signs at the two ends; between
 two break points everything computed so far is affine, so the state at a new one is the mean of its neighbours' states.
 
-Tolerances. Signs are three-way, zero meaning within the rounding error of program.py times the point's `kappa`. A new
-point is where h_a + s (h_b - h_a) = 0; an error tau in h moves s by tau / |h_b - h_a|. Two cuts are one point when
-these intervals overlap (coincident units). Where the point is off, a later unit is off by its slope times that. Taking
-every unit to climb at most four times its largest value over the segment, that is 4 max |h| len / |h_b - h_a| times its
-own error: what kappa adds to the 1 it starts with.
+On a CPU the convolutions at the start of a net are taken by stretch.py, which computes each value only at the points
+where it may bend; there are the same points, up to rounding.
+
+Tolerances. Signs are three-way, zero meaning within the rounding error of program.py times the point's `kappa`, which
+starts with 1 and grows where a point is located badly (cuts.py).
 
 n points, D columns of the state, m outputs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skipform.errors import SkipformError
-from skipform.measure.program import TOLERANCE, UNIT, Program, Step, checked_threads, mapping, points, rounding
+from skipform.measure.cuts import Cuts
+from skipform.measure.program import (
+    TOLERANCE,
+    UNIT,
+    Program,
+    Segment,
+    Step,
+    checked_device,
+    checked_threads,
+    mapping,
+    points,
+    rounding,
+)
 from skipform.theory.network import CanonicalNetwork
 
-SLOPE = 4.0
-KAPPA_LIMIT = 1e5  # bounds kappa where only the neighbours locate a point, so that it does not hide other cuts
+if TYPE_CHECKING:
+    from skipform.measure.local import LocalStep
+    from skipform.measure.stretch import Stretch
+
 _BLOCK = 1 << 22  # numbers in one block of states: 32 MiB, and as much again for what is computed from it
+_BLOCK_ON_GPU = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,33 +62,45 @@ def line(
     b: Tensor,
     *,
     threads: int = 1,
+    device: torch.device | str | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> LineRegions:
-    """The exact regions of f on the segment from a to b, two inputs of the net without a batch dimension.
+    """The exact regions of f on the segment from a to b, two inputs of the net without a batch dimension, in float64,
+    on the device (the CPU).
 
     f is a canonical network, a Program or a torch module in eval mode, which is copied and promoted to float64.
-    `progress`, if given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB for
-    each of the `threads`, whatever the number of regions, plus y at every break point. The numbers do not depend on
-    the threads; torch's own threads share out a single block already, so more are for nets whose blocks are small.
+    `progress`, if given, is called with the share of the segment that is done. Memory is a few blocks of 32 MiB (on a
+    GPU of 1 GiB) for each of the `threads`, whatever the number of regions, plus y at every break point. The numbers do
+    not depend on the threads; torch's own threads share out a single block already, so more are for nets whose blocks
+    are small.
 
     Raises SkipformError for end points that do not fit and where values leave the range of float64 (program.py), and
     UnsupportedOperation for a net that is not piecewise linear.
     """
+    device = checked_device("line", device)
     a, b = points("line", a=a, b=b)
     if a.shape != b.shape:
         raise SkipformError(
             f"line: end points of shape {tuple(a.shape)} and {tuple(b.shape)}; the same shape is accepted"
         )
-    return line_of(Program.of(f, a), torch.stack([a, b]).flatten(1), progress, threads)
+    threads = checked_threads("line", threads)
+    return line_of(Program.of(f, a).to(device), torch.stack([a, b]).flatten(1).to(device), progress, threads)
 
 
 def line_of(
-    program: Program, ends: Tensor, progress: Callable[[float], object] | None = None, threads: int = 1
+    program: Program,
+    ends: Tensor,
+    progress: Callable[[float], object] | None = None,
+    threads: int = 1,
+    *,
+    dense: bool = False,
 ) -> LineRegions:
-    """The regions of a program on the segment between two flat inputs, ends (2, d)."""
-    t, y, error = _march(program, ends, progress, checked_threads("line", threads))
+    """The regions of a program on the segment between two flat inputs, ends (2, d), on the device where they lie.
+    dense: compute every value at every point, as on a GPU."""
+    t, y, error = _march(program, ends, progress, threads, dense or ends.device.type != "cpu")
     bends = _bends(program, ends, t, y, TOLERANCE * UNIT * error)
-    return LineRegions(len(t) - 1, int(bends.sum()) + 1, t[1:-1], t[1:-1][bends])
+    places = t[1:-1].cpu().numpy()
+    return LineRegions(len(t) - 1, int(bends.sum()) + 1, places, places[bends])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,21 +132,34 @@ class _Block:
 
 
 def _march(
-    program: Program, ends: Tensor, progress: Callable[[float], object] | None, threads: int
-) -> tuple[np.ndarray, Tensor, Tensor]:
+    program: Program, ends: Tensor, progress: Callable[[float], object] | None, threads: int, dense: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Break points with both ends (n,), y (n, m) there, and the largest e of each output (m,).
 
     How the segment is cut into blocks depends on their size alone, so that the numbers are the same for any number of
     threads. The leftmost blocks are processed first.
     """
-    both, exact = torch.ones(2, dtype=torch.float64), torch.zeros(ends.shape[1], dtype=torch.float64)
-    blocks = [_Block(0, torch.tensor([0.0, 1.0], dtype=torch.float64), both, ends, exact)]
+    local = [] if dense else _local_steps(program)
+    if local:
+        from skipform.measure.stretch import Stretch
+
+        blocks: list[Any] = [Stretch.of(program, ends)]
+    else:
+        t = ends.new_tensor([0.0, 1.0])
+        blocks = [_Block(0, t, torch.ones_like(t), ends, torch.zeros_like(ends[0]))]
     done: list[_Block] = []
+    numbers = _BLOCK if ends.device.type == "cpu" else _BLOCK_ON_GPU
 
     @torch.no_grad()  # which holds in the thread that sets it
-    def finer(block: _Block) -> list[_Block]:
-        rows = max(2, _BLOCK // max(block.state.shape[1], program.steps[block.k].width))
-        return block.parts(rows) if len(block.t) > rows else [block.after(program)]
+    def finer(block: "_Block | Stretch") -> "list[_Block] | list[Stretch]":
+        rows = max(2, numbers // max(len(block.error), program.steps[block.k].width))
+        if isinstance(block, _Block):
+            return block.parts(rows) if len(block.t) > rows else [block.after(program)]
+        if block.k == len(local):
+            states = block.states(rows)
+            return [_Block(block.k, t, kappa, state, block.error) for t, kappa, state in states]
+        parts = block.parts(local[block.k])
+        return parts if len(parts) > 1 else [block.after(program, local[block.k])]
 
     with mapping(threads) as mapped:
         while blocks:
@@ -133,7 +174,16 @@ def _march(
     shared = [slice(1 if i else 0, None) for i in range(len(done))]
     t = torch.cat([block.t[own] for block, own in zip(done, shared, strict=True)])
     y = torch.cat([block.state[own] for block, own in zip(done, shared, strict=True)])
-    return t.numpy(), y, torch.stack([block.error for block in done]).amax(0)
+    return t, y, torch.stack([block.error for block in done]).amax(0)
+
+
+def _local_steps(program: Program) -> "list[LocalStep]":
+    """The steps that stretch.py takes: none of a net that does not begin with a convolution, which needs no numba."""
+    if not isinstance(program.steps[0].apply, Segment):
+        return []
+    from skipform.measure.local import local_steps
+
+    return local_steps(program)
 
 
 def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -151,37 +201,23 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
         h.relu_()  # nothing else reads the state
         return t, kappa, state, on
     left, rise = h[where, unit], h[where + 1, unit] - h[where, unit]
-    share = -left / rise
-    blur = tau[unit] * torch.maximum(kappa[where], kappa[where + 1]) / rise.abs()
-
-    order = torch.from_numpy(np.lexsort((share.numpy(), where.numpy())))
-    where, unit, share, blur, rise = (v[order] for v in (where, unit, share, blur, rise))
-    fresh = torch.ones(len(where), dtype=torch.bool)
-    fresh[1:] = (where[1:] != where[:-1]) | (share[1:] - share[:-1] > blur[1:] + blur[:-1])
-    point = fresh.cumsum(0) - 1  # which new point each cut belongs to
-    # Coincident cuts are one point, placed by the least uncertain of them: the first when sorted by blur.
-    chosen = torch.from_numpy(np.lexsort((blur.numpy(), point.numpy())))[fresh.nonzero()[:, 0]]
-    i, s, size = where[chosen], share[chosen], h[:, unit[chosen]].abs().amax(0)
-    length = t[i + 1] - t[i]
-
-    mean = torch.lerp(state[i], state[i + 1], s[:, None])
-    mean[point, unit] = 0.0  # the units that cut here are zero here
-    total = len(t) + len(i)
-    at_new = i + 1 + torch.arange(len(i))
-    at_old = torch.ones(total, dtype=torch.bool).index_fill_(0, at_new, False).nonzero()[:, 0]
+    cutting, which = unit.unique(return_inverse=True)
+    largest = h[:, cutting].abs().amax(0)[which]
+    cuts = Cuts.of(t, kappa, where, unit, left, rise, tau[unit], largest)
+    mean = torch.lerp(state[cuts.interval], state[cuts.interval + 1], cuts.share[:, None])
+    mean[cuts.point, cuts.unit] = 0.0  # the units that cut here are zero here
+    at_old, at_new = cuts.places(len(t))
+    total = len(at_old) + len(at_new)
 
     def merged(old: Tensor, new: Tensor) -> Tensor:
-        return (
-            torch.empty(total, *old.shape[1:], dtype=old.dtype).index_copy_(0, at_old, old).index_copy_(0, at_new, new)
-        )
+        return old.new_empty(total, *old.shape[1:]).index_copy_(0, at_old, old).index_copy_(0, at_new, new)
 
-    spread = torch.lerp(kappa[i], kappa[i + 1], s) + SLOPE * size * length / rise[chosen].abs()
     finer = merged(state, mean)
     finer[:, : step.units].relu_()
-    return merged(t, torch.lerp(t[i], t[i + 1], s)), merged(kappa, spread.clamp(max=KAPPA_LIMIT)), finer, on
+    return merged(t, cuts.t), merged(kappa, cuts.kappa), finer, on
 
 
-def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: Tensor) -> np.ndarray:
+def _bends(program: Program, ends: Tensor, t: Tensor, y: Tensor, tolerance: Tensor) -> np.ndarray:
     """At which inner break points the affine map changes, (n - 2,).
 
     Three values that differ from a straight line by more than their errors prove a change. (A break point may be
@@ -190,21 +226,20 @@ def _bends(program: Program, ends: Tensor, t: np.ndarray, y: Tensor, tolerance: 
     """
     if len(t) == 2:
         return np.zeros(0, dtype=bool)
-    at = torch.from_numpy(t)[:, None]
+    at = t[:, None]
     share = (at[1:-1] - at[:-2]) / (at[2:] - at[:-2])
     off = (y[1:-1] - torch.lerp(y[:-2], y[2:], share)).abs()
-    bends = (off > 3 * tolerance).any(1).numpy()
-    straight = np.flatnonzero(~bends)
-    middles = np.unique(np.concatenate([straight, straight + 1]))  # interval i lies between break points i and i + 1
+    bends = (off > 3 * tolerance).any(1)
+    straight = (~bends).nonzero()[:, 0]
+    middles = torch.cat([straight, straight + 1]).unique()  # interval i lies between break points i and i + 1
     direction = (ends[1] - ends[0])[None]
-    slope = torch.zeros(len(t) - 1, y.shape[1], dtype=torch.float64)
-    error = torch.zeros(y.shape[1], dtype=torch.float64)
+    slope = y.new_zeros(len(t) - 1, y.shape[1])
+    error = torch.zeros_like(tolerance)
     rows = max(1, _BLOCK // max(2 * max(program.widths), 1))
-    for start in range(0, len(middles), rows):
-        block = middles[start : start + rows]
-        middle = torch.from_numpy((t[block] + t[block + 1]) / 2)[:, None]
+    for block in middles.split(rows) if len(middles) else ():
+        middle = (at[block] + at[block + 1]) / 2
         inside, bound = program.slopes(torch.lerp(ends[:1], ends[1:], middle), direction)
         slope[block] = inside[:, 0]
         error = torch.maximum(error, bound)
-    bends[straight] = ((slope[straight + 1] - slope[straight]).abs() > 2 * error).any(1).numpy()
-    return bends
+    bends[straight] = ((slope[straight + 1] - slope[straight]).abs() > 2 * error).any(1)
+    return bends.cpu().numpy()

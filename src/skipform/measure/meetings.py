@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from skipform.measure.chords import UNIT, Chords, P, Q, sort
+from skipform.measure.cuts import KAPPA_LIMIT, SLOPE
 from skipform.measure.kernel import kernel
-from skipform.measure.line import KAPPA_LIMIT, SLOPE
 
 
 def _integers(*shape: int) -> np.ndarray:

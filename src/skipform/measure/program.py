@@ -26,6 +26,7 @@ n points, D columns of a state, d input features, m outputs.
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,6 +68,14 @@ class Step:
     weight: Tensor | None = None  # (units, D) and the bias of h, where the step has them: h can be written in place
     bias: Tensor | None = None
     carried: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Step":
+        """The step on a device."""
+        if self.weight is not None and self.bias is not None:
+            carried = None if self.carried is None else self.carried.to(device)
+            return replace(dense_step(self.weight.to(device), self.bias.to(device), carried), units=self.units)
+        assert isinstance(self.apply, SparseMap | Segment)
+        return replace(self, apply=self.apply.to(device))
 
     def into(self, state: Tensor, out: Tensor) -> None:
         """Write the step of state (n, D) to out (n, width)."""
@@ -146,6 +155,10 @@ class Program:
         )
         check.first_difference(values, original, allowed)
 
+    def to(self, device: torch.device) -> "Program":
+        """The program on a device, which is itself on the CPU, where programs are made."""
+        return self if device.type == "cpu" else Program(tuple(s.to(device) for s in self.steps), self.input_shapes)
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Columns of the state that each step leaves."""
@@ -158,7 +171,7 @@ class Program:
         """
         n, r = len(points), len(directions)
         value, tangent = points, directions.repeat(n, 1)  # (n, D), (n r, D)
-        error = torch.zeros(directions.shape[1], dtype=torch.float64)
+        error = torch.zeros_like(directions[0])
         for step in self.steps:
             size = tangent.abs().amax(0)
             error = rounding(step, size, error)
@@ -341,7 +354,7 @@ def rounding(step: Step, size: Tensor, error: Tensor) -> Tensor:
     """e after the step, (width,), from the largest absolute value and the e of each column before it (see above).
     Raises SkipformError where the model does not hold: values that are not finite, too large or too small."""
     generator = torch.Generator().manual_seed(0)  # fixed signs: the same net always has the same tolerance
-    uniform = torch.rand(_PROBES, len(size), generator=generator, dtype=torch.float64) * 2 - 1
+    uniform = torch.rand(_PROBES, len(size), generator=generator, dtype=torch.float64).to(size.device) * 2 - 1
     # Signs times [1/2, 3/2]: no two terms of equal size cancel in all probes. 13/12 is their mean square.
     factors = (uniform + 0.5 * uniform.sign()) * (12 / 13) ** 0.5
     spread = factors * torch.hypot(size, error)  # (_PROBES, D)
@@ -386,11 +399,33 @@ def _affine_step(affine: Affine, carried: np.ndarray) -> Step:
     if affine.nonzeros * 10 >= affine.in_features * affine.out_features or matrix.shape[0] * matrix.shape[1] < 1 << 16:
         return dense_step(torch.from_numpy(matrix.toarray()), bias, columns)
 
-    def apply(state: Tensor) -> Tensor:
-        h = torch.from_numpy(np.ascontiguousarray((matrix @ state.numpy().T).T)) + bias
-        return h if columns is None else torch.cat([h, state[:, columns]], 1)
+    return Step(SparseMap(matrix, bias, columns), len(bias), len(bias) + len(carried))
 
-    return Step(apply, len(bias), len(bias) + len(carried))
+
+@dataclass(frozen=True)
+class SparseMap:
+    """x -> (A x + b ; x[carried]) with a sparse matrix: scipy's on the CPU, else torch's."""
+
+    matrix: Any
+    bias: Tensor
+    carried: Tensor | None
+
+    def to(self, device: torch.device) -> "SparseMap":
+        entries = self.matrix.tocoo()
+        indices = torch.from_numpy(np.stack([entries.row, entries.col]))
+        values = torch.from_numpy(entries.data)
+        with warnings.catch_warnings():  # that indices are not checked, which are scipy's
+            warnings.filterwarnings("ignore", "Sparse invariant checks")
+            matrix = torch.sparse_coo_tensor(indices, values, entries.shape, device=device)
+        return SparseMap(matrix, self.bias.to(device), None if self.carried is None else self.carried.to(device))
+
+    def __call__(self, state: Tensor) -> Tensor:
+        if isinstance(self.matrix, Tensor):
+            product = (self.matrix @ state.T).T
+        else:
+            product = torch.from_numpy(np.ascontiguousarray((self.matrix @ state.numpy().T).T))
+        h = product + self.bias
+        return h if self.carried is None else torch.cat([h, state[:, self.carried]], 1)
 
 
 def _of_canonical(net: CanonicalNetwork, check: bool) -> Program:
@@ -481,7 +516,7 @@ def _of_graph(graph: "fx.GraphModule", example: Tensor) -> Program:
         body = [node for node in nodes[begin:cut] if node in moving and node is not source]
         carried = [] if is_last else [node for node in (*live, *body) if last_use.get(node, -1) > cut]
         leaving = [nodes[cut].all_input_nodes[0], *carried]
-        segment = _Segment(interpreter, constants, tuple(live), tuple(body), tuple(leaving), shapes)
+        segment = Segment(interpreter, constants, tuple(live), tuple(body), tuple(leaving), shapes)
         with torch.no_grad():
             row, *rest = segment.run(row)
         state_shapes = [tuple(value.shape[1:]) for value in (row, *rest)]
@@ -504,7 +539,7 @@ def _interpreter(graph: "fx.GraphModule") -> "fx.Interpreter":
 
 
 @dataclass(frozen=True)
-class _Segment:
+class Segment:
     """The affine nodes between two ReLUs as one map on states."""
 
     interpreter: "fx.Interpreter"
@@ -513,6 +548,12 @@ class _Segment:
     body: "tuple[fx.Node, ...]"
     leaving: "tuple[fx.Node, ...]"
     shapes: "dict[fx.Node, tuple[int, ...]]"
+
+    def to(self, device: torch.device) -> "Segment":
+        """The segment on a device, with no constants but its own."""
+        read = {argument for node in self.body for argument in node.all_input_nodes}
+        own = {node: value for node, value in self.constants.items() if node in read}
+        return replace(self, constants=pytree.tree_map_only(Tensor, lambda value: value.to(device), own))
 
     def run(self, state: Tensor) -> list[Tensor]:
         """The values of the nodes that leave the segment, (n, ...), with the batch dimension first."""
