@@ -4,6 +4,7 @@ Entity, project, group and folder are those of WANDB_ENTITY, WANDB_PROJECT, WAND
 the user's own entity, skipform, the experiment and ./wandb.
 """
 
+import atexit
 import base64
 import json
 import netrc
@@ -180,12 +181,13 @@ def start(
 
 @cache
 def _write_all_at_the_end_of(process: int) -> None:
-    """Let W&B write what it has not written when this process ends: by itself it does so in none but the main one,
-    where a second time would be an error."""
+    """Let W&B write what it has not written when this process ends. By itself it does so with `atexit`, which processes
+    of multiprocessing run since Python 3.13 only; there it is done before, since W&B's own second time is an error."""
     import wandb
 
     if parent_process() is not None:
         Finalize(None, wandb.teardown, exitpriority=1)
+        atexit.register(wandb.teardown)
 
 
 def experiment_of(path: Path) -> str:
