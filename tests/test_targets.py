@@ -165,7 +165,7 @@ def test_what_is_no_convolution_is_not_taken_for_one():
         ("verifer", nn.ReLU(), {}, "did you mean verifier"),
         ("perceptron", nn.Conv2d(1, 4, 3), {"memory": 8 * (36 + 1) * 64 - 1}, "GiB is accepted"),
         ("verifier", nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 64)), {"memory": 8 * 4096}, "GiB"),
-        ("perceptron", Function(lambda x: (x, x)), {}, "2 outputs"),
+        ("perceptron", Function(lambda x: (x, torch.ones(2))), {}, "batch first"),
         ("perceptron", nn.ReLU(), {"box": (1.0, 0.0)}, "lower <= upper"),
         ("perceptron", nn.ReLU(), {"box": (0.0, np.inf)}, "finite"),
         ("perceptron", nn.ReLU(), {"box": (np.zeros(7), 1.0)}, "shape (1, 6, 6)"),
@@ -206,6 +206,34 @@ def test_several_inputs_are_read_in_their_order(target, box, tmp_path):
         assert network.in_features == 11
         flat = torch.cat([x.flatten(1) for x in inputs], 1).double()
         assert (network(flat) - expected).abs().max() <= SINGLE * expected.abs().max()
+
+
+@pytest.mark.parametrize("box", [None, (-0.5, 1.0)])
+def test_each_of_several_outputs_of_a_perceptron_has_a_last_gemm_of_its_own(box, tmp_path):
+    x = torch.rand(1, 2, 3, generator=torch.Generator().manual_seed(0)) * 1.5 - 0.5
+
+    def several(x):
+        h = (x.flatten(1).cumsum(1) - 0.5).relu()
+        return {"image": h.view(-1, 2, 3) + x, "pair": (h[:, :2], h[:, :2]), "scores": (h.cumsum(1) - 1).relu()}
+
+    module = Function(several).eval()
+    plain = rewrite(module, x, "perceptron", box=box)
+    with torch.no_grad():
+        expected, actual = module(x), plain(x)
+    assert actual.keys() == expected.keys()
+    onnx_file.save(plain, tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    leaves = [expected["image"], *expected["pair"], expected["scores"]]
+    for found in ([actual["image"], *actual["pair"], actual["scores"]], session.run(None, {"input_0": x.numpy()})):
+        for y, known in zip(found, leaves, strict=True):
+            assert y.shape == known.shape
+            assert np.abs(np.asarray(y) - known.numpy()).max() <= SINGLE * known.abs().max()
+    kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert set(kinds) == {"Flatten", "Gemm", "Relu", "Reshape"}
+    assert kinds.count("Gemm") == kinds.count("Relu") + 3  # equal outputs share theirs
+    network = find_network(module, (x,), box)
+    flat = torch.cat([y.flatten(1) for y in leaves], 1)
+    assert (network(x.double()) - flat).abs().max() <= SINGLE * flat.abs().max()
 
 
 def find_network(module, inputs, box):

@@ -6,7 +6,7 @@ The numbers that a later layer still reads are carried through the ReLUs between
     an input x with x >= lower    x - lower is not negative
     an input x without a bound    x = relu(x) - relu(-x), two numbers
 
-Several inputs are one, concatenated in their order.
+Several inputs are one, concatenated in their order; each of several outputs has a last Gemm of its own.
 
 d inputs.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from skipform.compiler.check import compare_forms, output_nodes
 from skipform.compiler.emit import Emitter
-from skipform.compiler.flatten import canonical_of
+from skipform.compiler.flatten import canonical_of, entries_of, shape_of
 from skipform.compiler.rewrite import finish, rewrite_in_float64
 from skipform.compiler.targets import Settings, bounds_of
 from skipform.compiler.targets.keep_add import AddingEmitter
@@ -35,7 +35,7 @@ def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings)
     and a concatenation before them where there are several inputs.
 
     With a box it equals the module inside the box only. Raises SkipformError if its dense weights would take more than
-    the memory, or the module has several outputs.
+    the memory.
     """
     graph, chained = _of(module, inputs, settings)
     needed = 8 * sum((a.in_features + 1) * a.out_features for a in _maps(chained))
@@ -47,11 +47,18 @@ def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings)
         )
     e = Emitter(inputs[0].device, inputs[0].dtype)
     parts = [e.input(n.name, n.meta["val"]) for n in graph.graph.nodes if n.op == "placeholder"]
-    sizes = [-1, *output_nodes(graph.graph)[0].meta["val"].shape[1:]]
     h = e.cat([x if x.meta["val"].ndim == 2 else e.emit(torch.flatten, x, 1) for x in parts], 1)
-    for k, a in enumerate(_maps(chained)):
-        h = e.linear(h if k == 0 else e.relu(h), torch.from_numpy(a.weight.toarray()), torch.from_numpy(a.bias))
-    outputs = fx.node.map_arg(graph.graph.output_node().args[0], lambda _: e.reshape(h, sizes))
+    *hidden, last = _maps(chained)
+    for a in hidden:
+        h = e.relu(_linear(e, h, a.weight, a.bias))
+    values: dict[fx.Node, fx.Node] = {}
+    start = 0
+    for output in output_nodes(graph.graph):
+        rows = slice(start, start + entries_of(output))
+        start = rows.stop
+        y = _linear(e, h, last.weight[rows], last.bias[rows])
+        values[output] = e.reshape(y, [-1, *shape_of(output)[1:]])
+    outputs = fx.node.map_arg(graph.graph.output_node().args[0], values.__getitem__)
     plain = finish(e, outputs, [tuple(x.shape[1:]) for x in inputs], type(module).__name__)
     plain.meta["original_operations"] = graph.meta["original_operations"]
     if settings.check:
@@ -67,13 +74,8 @@ def network(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -
 def _of(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> tuple[fx.GraphModule, CanonicalNetwork]:
     """The rewritten module and its chain."""
     graph = rewrite_in_float64(module, inputs, AddingEmitter, check=settings.check)
-    outputs = output_nodes(graph.graph)
-    if len(outputs) != 1:
-        raise SkipformError(f"target perceptron: the module has {len(outputs)} outputs; one is accepted")
-    if outputs[0].meta.get("batch_dim") != 0:
-        raise SkipformError(
-            "target perceptron: the output has no batch in its first dimension; batch first is accepted"
-        )
+    if any(output.meta.get("batch_dim") != 0 for output in output_nodes(graph.graph)):
+        raise SkipformError("target perceptron: an output has no batch in its first dimension; batch first is accepted")
     lower = None
     if settings.box is not None:
         lower = np.concatenate([bounds_of(settings.box, x.shape[1:])[0].ravel() for x in inputs])
@@ -131,6 +133,10 @@ def _carry(
         return decode, -lower[old], eye, lower[old]
     both = sparse.vstack([decode, -decode], format="csr")
     return both, np.zeros(2 * count), sparse.hstack([eye, -eye], format="csr"), shift
+
+
+def _linear(e: Emitter, h: fx.Node, weight: sparse.csr_array, bias: np.ndarray) -> fx.Node:
+    return e.linear(h, torch.from_numpy(weight.toarray()), torch.from_numpy(bias))
 
 
 def _maps(chained: CanonicalNetwork) -> list[Affine]:
