@@ -4,6 +4,8 @@
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --quiet
+# Without the tools of the tests: a smaller environment, and Lightning imports some of them at every start.
+LEAN := $(RUN) --no-dev
 
 # Every stage is its own process; without stored bytecode each of them would compile torch's Python sources again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,11 +13,11 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: repro figures test page lint smoke rehearsal torture bench gpu-table notebooks derived
 
 repro: $(UV)          ## train, measure, analyse, typeset: everything that is out of date -> paper/paper.pdf
-	$(RUN) skipform repro
-	test ! -e .git || $(RUN) skipform compare
+	$(LEAN) skipform repro
+	test ! -e .git || $(LEAN) skipform compare
 
 figures: $(UV)        ## draw all figures and typeset the paper from the committed records and measures; trains nothing
-	$(RUN) skipform figures
+	$(LEAN) skipform figures
 
 test: $(UV)           ## unit tests: the mathematics, the programs, the README's commands
 	$(RUN) pytest
@@ -42,7 +44,7 @@ bench: $(UV)          ## speed and memory, as ratios measured in one run
 
 MINUTES := 30
 gpu-table: $(UV)      ## CIFAR-10 at full scale, in order of worth, MINUTES long, on one GPU -> results/gpu.csv
-	$(RUN) skipform gpu_table --minutes $(MINUTES) --download
+	$(LEAN) skipform gpu_table --minutes $(MINUTES) --download
 
 notebooks: $(UV)      ## open the analysis in Jupyter
 	$(UV) run --group notebooks jupyter lab analysis
