@@ -384,11 +384,25 @@ def alone_at_last(work: Path):
     raise TimeoutError(work)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("WANDB_MODE", "loud", "accepted: online, offline, shared, disabled$"),
+        ("WANDB_MODE", "auto", "accepted: online, offline, shared, disabled$"),
+        ("WANDB_CONSOLE", "loud", "W&B: Input should be 'auto', 'off'"),
+        ("WANDB_SILENT", "loud", "W&B: Input should be a valid boolean"),
+    ],
+)
+def test_a_variable_that_wandb_does_not_accept_is_refused_before_work(tmp_path, monkeypatch, name, value, accepted):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SkipformError, match=f"^{name}: '{value}'; {accepted}"):
+        fit.main([*written(tmp_path, wandb="auto"), "--seeds", "0", "--workers", "1"])
+    assert not list(tmp_path.glob("out*"))
+
+
 def test_an_error_in_a_worker_is_the_same_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "loud")
     two = [*written(tmp_path, wandb="auto"), "--seeds", "0", "1", "--workers", "2"]
-    with pytest.raises(SkipformError, match=r"^WANDB_MODE: 'loud'; accepted: online, offline, shared, disabled$"):
-        fit.main(two)
     monkeypatch.setattr(Journal, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(SkipformError, match=r"^a worker was killed in dense/seed[01], perhaps"):
         fit.main([*two, "--wandb", "disabled"])

@@ -388,7 +388,7 @@ def test_the_question_of_an_experiment_file_is_read_whole(file):
 
 
 def test_a_dashboard_has_a_section_per_claim_and_per_task_and_is_written_without_a_key(project, monkeypatch, capsys):
-    monkeypatch.setenv("WANDB_MODE", "auto")
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("NETRC", str(project / "none"))
     assert cli.main(["dashboard", "--entity", "me", "--project", "mine", "--out", "d.json"]) == 0
     assert "`wandb login`" in capsys.readouterr().out
@@ -413,7 +413,7 @@ def test_a_dashboard_is_made_in_wandb_where_there_is_a_key(project, monkeypatch,
     for kind in (dashboard.ws.Workspace, dashboard.wr.Report):
         monkeypatch.setattr(kind, "save", lambda self: made.append(self))
         monkeypatch.setattr(kind, "url", property(lambda self: f"https://there/{self.entity}/{self.project}"))
-    monkeypatch.setenv("WANDB_MODE", "auto")
+    monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_ENTITY", "me")
     monkeypatch.setattr(dashboard.tracking, "ask", lambda setting: None)

@@ -24,7 +24,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from skipform.errors import SkipformError, one_line
+from skipform.errors import SkipformError, one_line, shown
 from skipform.files import read_text, read_yaml, temporary_folder
 from skipform.sources import PACKAGE, nets_in
 
@@ -65,9 +65,9 @@ def logger(mode: str, file: Path, config: dict[str, Any], fingerprint: str) -> "
 def mode_of(setting: str) -> str:
     """online, offline, shared or disabled; the setting auto is WANDB_MODE, or else online with a key and offline
     without one. It is never online once W&B has not answered."""
-    mode = os.environ.get("WANDB_MODE", "auto") if setting == "auto" else setting
-    if mode == "auto":
-        mode = "online" if key() else "offline"
+    mode = setting
+    if setting == "auto":
+        mode = os.environ["WANDB_MODE"] if "WANDB_MODE" in os.environ else "online" if key() else "offline"
     if mode not in MODES:
         raise SkipformError(f"WANDB_MODE: {mode!r}; accepted: {', '.join(MODES)}")
     return "offline" if mode in ("online", "shared") and UNREACHED in os.environ else mode
@@ -75,11 +75,19 @@ def mode_of(setting: str) -> str:
 
 def prepare(setting: str) -> None:
     """Do once, before workers are forked, what each of them would do: ask W&B, and import it, which takes a second of
-    CPU and starts no thread."""
+    CPU and starts no thread. Raises SkipformError for a variable WANDB_... that W&B does not accept."""
     ask(setting)
     if mode_of(setting) != "disabled":
         import_wandb()
-        import wandb.sdk.launch  # noqa: F401  # which W&B imports when its first run starts
+        import wandb.sdk.launch  # which W&B imports when its first run starts
+        from pydantic import ValidationError
+
+        try:
+            wandb.Settings().update_from_env_vars(dict(os.environ))
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            name = f"WANDB_{wrong['loc'][0]}".upper()
+            raise SkipformError(f"{name}: {shown(os.environ.get(name))}; W&B: {wrong['msg']}") from None
 
 
 def setting_here() -> str:
