@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from skipform import nets
+from skipform import data, nets, tasks
 from skipform.sources import PACKAGE, closure, digest, imports_of, nets_in
 from skipform.stages import sources as stages
 from skipform.training import run
-from skipform.training.experiment import read
+from skipform.training.experiment import read, read_all
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("survey", "claims", "explorer", "cpu")
+EXPERIMENTS = [file for folder in FOLDERS for file in sorted((ROOT / "experiments" / folder).glob("*.yaml"))]
 
 
 def names(paths):
@@ -59,6 +61,27 @@ def test_a_list_has_the_sources_of_a_command_with_their_digests(lists):
     assert {"nets/gpt.py", "nets/fpn.py", "tasks/detect.py", "data/text.py"} <= named["examples.txt"]
     assert {"data/masks.py", "data/text.py", "data/images.py"} <= named["data.txt"]
     assert "nets/highway.py" in named["claims/claims/shortcuts.txt"] - named["claims.txt"]
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_the_names_in_an_experiment_are_those_of_its_checked_blocks(file):
+    expected = set()
+    for experiment in read_all(file).values():
+        expected |= {data.kind(experiment.data["name"]).__module__, tasks.kind(experiment.task["name"]).__module__}
+        for block in experiment.variants.values():
+            expected |= {f"skipform.nets.{net}" for net in nets_in(block)}
+    assert set(stages._chosen(file, trained=True)) == expected
+    assert set(stages._chosen(file, trained=False)) == {name for name in expected if ".tasks." not in name}
+
+
+def test_what_is_wrong_in_an_experiment_is_left_to_the_next_stage(tmp_path):
+    for folder in ("scale", "survey"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "scale" / "smoke.yaml").write_text("data: {name: digits}\n")
+    file = tmp_path / "survey" / "some.yaml"
+    text = "data: {name: nothing}\ntask: {name: ../nets/vgg}\nsmoke: 3\n"
+    file.write_text(text + "variants: {a: {name: nothing}, b: 5, c: {name: vgg}}\n")
+    assert list(stages._chosen(file, trained=True)) == ["skipform.nets.vgg"]
 
 
 def test_a_digest_is_that_of_the_statements(tmp_path):

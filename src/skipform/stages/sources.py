@@ -8,14 +8,14 @@ or a docstring runs nothing.
     OUT/COMMAND/FOLDER/NAME.txt    of a command for the experiment experiments/FOLDER/NAME.yaml
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from skipform import outputs
 from skipform.errors import SkipformError
-from skipform.files import write_text
+from skipform.files import read_yaml, write_text
 from skipform.sources import PACKAGE, closure, digest, imports_of, nets_in
 
 # Command -> folders of experiments whose nets and data decide what it writes: those of one experiment, or of all.
@@ -70,19 +70,38 @@ def _experiments(root: Path, folders: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _chosen(file: Path, trained: bool) -> Iterator[str]:
-    """The modules of the nets and data, and of the task if it is `trained`, that an experiment names at any scale."""
-    from skipform import data, tasks
+    """The modules of the nets and data, and of the task if it is `trained`, that an experiment names at any scale.
 
-    for experiment in _at_all_scales(file):
-        yield data.kind(experiment.data["name"]).__module__
+    Only names are read, for a check of all arguments would import Lightning; `skipform data`, which is next in the
+    pipeline, reports what is wrong with a file.
+    """
+    from skipform import data
+
+    sets = {name: reader.__module__ for name, reader in data.sets().items()}
+    for layers in _layers(file):
+        yield from [sets[name] for name in _last(layers, "data") if name in sets]
         if trained:
-            yield tasks.kind(experiment.task["name"]).__module__
-        for block in experiment.variants.values():
-            yield from (f"skipform.nets.{net}" for net in nets_in(block))
+            yield from _modules("tasks", _last(layers, "task") or ["classify"])
+        for layer in layers:
+            if isinstance(variants := layer.get("variants"), dict):
+                yield from (module for block in variants.values() for module in _modules("nets", nets_in(block)))
 
 
 @cache  # of one process, for many commands name the same experiment
-def _at_all_scales(file: Path) -> list[Any]:
-    from skipform.training.experiment import read_all
+def _layers(file: Path) -> list[list[dict[str, Any]]]:
+    """For every scale what is written in its own file, in the experiment file, and there for this scale alone."""
+    own = read_yaml(file)
+    scales = [(path.stem, read_yaml(path)) for path in sorted((file.parent.parent / "scale").glob("*.yaml"))]
+    layers = [[values, own, own.get(scale) if isinstance(own, dict) else None] for scale, values in scales]
+    return [[layer for layer in each if isinstance(layer, dict)] for each in layers]
 
-    return [*read_all(file).values()]
+
+def _last(layers: list[dict[str, Any]], section: str) -> list[str]:
+    """The name in the last layer in which the section has one; [] if none has."""
+    blocks = (layer.get(section) for layer in layers)
+    return [block["name"] for block in blocks if isinstance(block, dict) and "name" in block][-1:]
+
+
+def _modules(package: str, names: Iterable[str]) -> Iterator[str]:
+    known = {path.stem for path in (PACKAGE / package).glob("*.py")}
+    yield from (f"skipform.{package}.{name}" for name in names if name in known)
