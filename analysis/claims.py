@@ -249,9 +249,10 @@ for k, part in enumerate(parts, 1):
 def in_words(experiment: str, rows: pd.DataFrame) -> dict[str, object]:
     """What the paper says of an experiment: its question, and the claims of each verdict, with the medians of those of
     one comparison; the others are in the table."""
+    of_claim = comparisons.loc[comparisons["experiment"] == experiment, "claim"].value_counts()
 
     def said(row: Any) -> str:
-        return row.claim if " comparisons: " in row.evidence else f"{row.claim} ({row.evidence})"
+        return row.claim if of_claim[row.claim] > 1 else f"{row.claim} ({row.evidence})"
 
     return {
         "title": title_of(experiment),

@@ -1,0 +1,119 @@
+"""The compiler on both sides of every size at which it goes another way."""
+
+import pytest
+import torch
+from random_modules import run
+from torch import nn
+
+from skipform.compiler.flatten import canonical
+from skipform.compiler.rewrite import rewrite
+from skipform.measure.program import Program
+
+
+class Function(nn.Module):
+    """A function of x and of stored tensors."""
+
+    def __init__(self, function, *tensors):
+        super().__init__()
+        self.function, self.weights = function, nn.ParameterList([nn.Parameter(t) for t in tensors])
+        self.eval()
+
+    def forward(self, x):
+        return self.function(x, *self.weights)
+
+
+def whole_numbers(*shape, seed=0):
+    """-1, 0 and 1, so that every sum below 2^53 is exact."""
+    return torch.randint(-1, 2, shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+def assert_exact(module, x):
+    """The rewriting, the canonical network and both programs give the module's own numbers."""
+    with torch.no_grad():
+        expected = module(x).flatten(1)
+        network = canonical(module, x[:1], check=False)
+        assert torch.equal(rewrite(module, x[:1], check=False)(x).flatten(1), expected)
+        assert torch.equal(torch.as_tensor(network(x)).flatten(1), expected)
+        assert torch.equal(run(Program.of(module, x[0], check=False), x), expected)
+        assert torch.equal(run(Program.of(network, x[0], check=False), x), expected)
+
+
+@pytest.mark.parametrize("rows", [64, 65])  # formerly only constants of at most 4,096 entries were compared by content
+def test_constants_of_4096_entries_and_more(rows):
+    w = [whole_numbers(64, rows, seed=k) for k in range(3)]
+    assert_exact(
+        Function(lambda x, a, b, c: torch.cat([x @ a, x @ b.flip(0), x @ (2 * c)], 1).relu(), *w), whole_numbers(3, 64)
+    )
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 9])  # a key holds the first 8 entries
+def test_constants_that_differ_after_the_first_entries(size):
+    a = torch.ones(size, dtype=torch.float64)
+    b, c = a.clone(), torch.cat([a, a])
+    b[-1] = 2
+    function = Function(
+        lambda x, a, b, c: torch.cat([(x + a).relu(), (x + b).relu(), (torch.cat([x, x], 1) + c).relu()], 1), a, b, c
+    )
+    assert_exact(function, whole_numbers(3, size))
+
+
+@pytest.mark.parametrize(
+    "indices", [[2, 1, 0], [3, 2, 1, 0], [0, 2, 4, 1, 3, 5], [5, 0, 3, 1], [4, 4, 4], [1, 1, 1, 1]]
+)
+def test_three_runs_of_indices_are_slices_and_four_a_selection(indices):
+    assert_exact(Function(lambda x, i=tuple(indices): x[:, list(i)].relu()), whole_numbers(3, 6))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])  # windows of 3 that share halves, some, none
+@pytest.mark.parametrize("window", [2, 3, 4, 5, 7, 8, 9])
+def test_windows_of_a_maximum_on_both_sides_of_their_rules(window, stride):
+    x = torch.randint(-9, 10, (2, 2, 11), generator=torch.Generator().manual_seed(window)).double()
+    assert_exact(Function(lambda x: torch.max_pool1d(x, window, stride)), x)
+
+
+@pytest.mark.parametrize("entries", [4096, 4097])  # 4096^2 = 2^24: one block of unit vectors, or two
+def test_an_affine_map_read_off_in_one_block_and_in_two(entries):
+    w = whole_numbers(entries)
+    module, x = Function(lambda x, w: x @ w, w), whole_numbers(2, entries, seed=1)
+    with torch.no_grad():
+        assert torch.equal(torch.as_tensor(canonical(module, x[:1], check=False)(x)).flatten(), module(x))
+
+
+@pytest.mark.parametrize("width", [255, 256])  # 256^2 = 2^16: a step is dense below, sparse from there
+def test_a_step_of_a_program_is_dense_or_sparse(width):
+    assert_exact(Function(lambda x, b: (2 * x + b).relu() - x, whole_numbers(width)), whole_numbers(3, width, seed=1))
+
+
+# -- many large constants ----------------------------------------------------------------------------------------
+
+
+class Deep(nn.Module):
+    """20 square matrices, each reached through another view; values stay whole numbers below 2^53."""
+
+    def __init__(self, seed, n):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        sparse = [torch.zeros(n, n + 2).double() for _ in range(20)]
+        for w in sparse:
+            place = torch.randperm(n, generator=generator)
+            w[torch.arange(n), place + 1] = torch.randint(1, 3, (n,), generator=generator).double()
+        self.matrices = nn.ParameterList([nn.Parameter(w) for w in sparse])
+        self.eval()
+
+    def forward(self, x):
+        for k, w in enumerate(self.matrices):
+            w = w[:, 1:-1]
+            x = torch.relu([x @ w, x @ w.T, x @ w.flip(0), nn.functional.linear(x, w), x @ w.flip(1).T][k % 5]) - x
+        return x
+
+
+def test_many_large_constants_in_many_modules_in_a_row():
+    x = whole_numbers(3, 256)
+    for seed in range(6):
+        module = Deep(seed, 256)
+        with torch.no_grad():
+            expected = module(x)
+            assert torch.equal(rewrite(module, x, check=False)(x), expected)
+            if seed < 2:
+                assert torch.equal(torch.as_tensor(canonical(module, x, check=False)(x)), expected)
+                assert torch.equal(run(Program.of(module, x[0], check=False), x), expected)
