@@ -107,6 +107,38 @@ if layered:
     style.save(figure, "fig_layers")
 
 # %% [markdown]
+# ## While the nets train
+#
+# `skipform pieces` counts the affine pieces of nets like those of the survey on the segments after every epoch: the
+# median over segments (line) and the range (band); dashed, the median of the activation regions. One seed.
+
+# %%
+watched = frame.pieces()
+panels = list(watched.groupby("variant", sort=False))
+COLUMNS = 6
+height = -(-len(panels) // COLUMNS)
+figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 0.95 * height + 0.4), sharex=True, squeeze=False)
+for axes in grid.flat[len(panels) :]:
+    axes.set_visible(False)
+for axes, (variant, part) in zip(grid.flat, panels, strict=False):
+    by_epoch = part.groupby("epoch")
+    pieces, regions = by_epoch["pieces"], by_epoch["regions"].median()
+    axes.fill_between(regions.index, pieces.min(), pieces.max(), color=style.PALE, linewidth=0)
+    axes.plot(regions.index, regions, color=style.BLUE, linestyle=(0, (4, 1.5)), linewidth=1)
+    axes.plot(regions.index, pieces.median(), color=style.INK, linewidth=1.2)
+    axes.set_title(frame.readable(str(variant)), fontsize=7.5)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=7)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+figure.supxlabel("epoch", fontsize=8.5)
+figure.supylabel("pieces and regions of a segment", fontsize=8.5)
+style.save(figure, "fig_pieces")
+medians = watched.groupby(["variant", "epoch"], sort=False)["pieces"].median().unstack("epoch")
+last = medians.columns.max()
+medians
+
+# %% [markdown]
 # ## What was not measured
 
 # %%
@@ -170,6 +202,15 @@ frame.write_numbers(
         "longer": longer,
         "slack": [round(float(slack.min()), 1), round(float(slack.max()), 1)] if len(slack) else None,
         "bounded": len(slack),
+        "training": {
+            "nets": len(medians),
+            "epochs": int(last),
+            "factors": [
+                round(float(f), 1) for f in ((medians[last] / medians[0]).min(), (medians[last] / medians[0]).max())
+            ],
+            "within_two": int((medians[last] / medians[0]).between(0.5, 2).sum()),
+            "fall_first": int(((medians[1] < medians[0]) & (medians[last] > medians[1])).sum()),
+        },
         "beyond_bound": int((slack < -1e-9).sum()),  # log10 is rounded
         "poolings": {
             "layers": len(poolings),

@@ -171,6 +171,18 @@ def radii() -> dict[str, Any]:
     return json.loads((ROOT / "measures" / "radii.json").read_text())
 
 
+def pieces() -> pd.DataFrame:
+    """One row per net, epoch and segment of `skipform pieces`: its activation regions and affine pieces."""
+    nets = json.loads((ROOT / "measures" / "pieces.json").read_text())["nets"]
+    rows = [
+        {"variant": net["variant"], "epoch": moment["epoch"], "regions": regions, "pieces": pieces}
+        for net in nets
+        for moment in net["moments"]
+        for regions, pieces in zip(moment["regions"], moment["pieces"], strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
 def claim(name: str) -> pd.DataFrame:
     """One row per network and moment, and one per exact copy of it (`copy`: its skip; empty for the network itself)."""
     results = json.loads((ROOT / "measures" / "claims" / f"{name}.json").read_text())

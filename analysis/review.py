@@ -158,7 +158,7 @@ def sources() -> list[dict[str, Any]]:
             f"records/{folder}/{stem}.jsonl",
             f"measures/{folder}/{stem}.json",
         ]
-        drawn = {"planes": "explorer"}.get(stem, stem)
+        drawn = {"planes": "explorer", "training": "pieces"}.get(stem, stem)
         paths += [f"measures/{drawn}.json"] * (folder == "explorer") + [f"results/{stem}.csv"]
         paths += [f"src/skipform/nets/{net}.py" for net in nets]
         entry = published.get(stem, {}) if folder == "survey" else {}

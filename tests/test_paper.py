@@ -162,6 +162,9 @@ def leave_results(root, epochs):
     ]
     net = {"parameters": 146, "train_error": 15.0, "test_error": 16.0}
     (root / "measures/radii.json").write_text(json.dumps({"net": net, "shape": [1, 8, 8], "rows": digits}))
+    moments = [{"epoch": k, "test_error": None, "regions": [6 + k, 9], "pieces": [5, 7 + k]} for k in range(epochs + 1)]
+    watched = [{"variant": name, "parameters": 30, "moments": moments} for name in ("resnet", "resnet-plain")]
+    (root / "measures/pieces.json").write_text(json.dumps({"slices": 2, "nets": watched}))
     shutil.copytree(ROOT / "experiments", root / "experiments")
 
 

@@ -243,13 +243,15 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     stage_runs.log("explore", planes, 1.0)
     near = {"out": ROOT / "measures" / "radii.json", "config": "experiments/explorer/radii.yaml"}
     stage_runs.log("radii", near, 1.0)
+    while_training = {"out": ROOT / "measures" / "pieces.json", "config": "experiments/explorer/training.yaml"}
+    stage_runs.log("pieces", while_training, 1.0)
     stage_runs.log("notebooks", {"root": "."}, 1.0)
     stage_runs.log("paper", {"output": "paper/paper.pdf"}, 1.0)
     shutil.copy(generated / "fig_square.svg", "regions.svg")
     Path("regions.csv").write_text("region,piece,area,corners\n0,0,1.0,...\n1,0,2.0,...\n")
     stage_runs.log("regions", {"source": "runs/mlp/seed0", "out": Path("regions.svg")}, 1.0)
     runs = {logged.run["job_type"]: logged for logged in read_all(project).values()}
-    assert runs.keys() == {"verify", "grammar", "explore", "radii", "figures", "paper", "regions"}
+    assert runs.keys() == {"verify", "grammar", "explore", "radii", "pieces", "figures", "paper", "regions"}
     assert (runs["regions"].summary["regions"], runs["regions"].summary["pieces"]) == (2, 1)
     theorems, grammar = (json.loads((ROOT / f"measures/{name}.json").read_text()) for name in ("theorems", "grammar"))
     assert runs["verify"].summary["statements"] == runs["verify"].summary["hold"] == len(theorems["statements"]) > 0
@@ -260,6 +262,9 @@ def test_statements_grammar_figures_regions_and_the_paper_are_read_back(project)
     assert runs["explore"].summary["explorer.nrows"] == sum(len(net["moments"]) for net in explored)
     rows = json.loads((ROOT / "measures" / "radii.json").read_text())["rows"]
     assert runs["radii"].summary["radii.nrows"] == runs["radii"].summary["images"] == len(rows)
+    counted = json.loads((ROOT / "measures" / "pieces.json").read_text())
+    moments = sum(len(net["moments"]) for net in counted["nets"])
+    assert runs["pieces"].summary["pieces.nrows"] == moments * counted["slices"]
     assert runs["figures"].summary["numbers"] == {"survey": {"nets": 1}}
     figure = runs["figures"].history[0]
     assert (figure["figure/square._type"], figure["table/survey._type"]) == ("image-file", "table-file")

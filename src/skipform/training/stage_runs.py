@@ -164,6 +164,28 @@ def _explore(options: dict[str, Any]) -> Iterator[Entry]:
     )
 
 
+def _pieces(options: dict[str, Any]) -> Iterator[Entry]:
+    found = read_json(options["out"])
+    rows = [
+        {"variant": net["variant"], "epoch": moment["epoch"], "test_error": moment["test_error"], "segment": k}
+        | {"regions": moment["regions"][k], "pieces": moment["pieces"][k]}
+        for net in found["nets"]
+        for moment in net["moments"]
+        for k in range(found["slices"])
+    ]
+    file = Path(options["config"])
+    yield Entry(
+        name="pieces",
+        group=tracking.experiment_of(file),
+        job_type="pieces",
+        digest=digest_of(found),
+        summary={"nets": len(found["nets"]), "pieces": sum(row["pieces"] for row in rows)},
+        tags=["explorer", found["scale"]],
+        notes=_question(file.with_suffix("")),
+        media=lambda: {"pieces": _table(rows)},
+    )
+
+
 def _radii(options: dict[str, Any]) -> Iterator[Entry]:
     found = read_json(options["out"])
     rows = [
@@ -351,6 +373,7 @@ ENTRIES: dict[str, Callable[[dict[str, Any]], Iterable[Entry]]] = {
     "claims": _claims,
     "explore": _explore,
     "radii": _radii,
+    "pieces": _pieces,
     "examples": _examples,
     "regions": _regions,
     "notebooks": _figures,

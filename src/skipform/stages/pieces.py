@@ -1,0 +1,66 @@
+"""`skipform pieces`: how many affine pieces each architecture has on segments between test images, epoch by epoch."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from skipform import data, outputs
+from skipform.arguments import Count, Seed
+from skipform.errors import SkipformError
+from skipform.files import write_json
+from skipform.measure.line import line_of
+from skipform.measure.program import Program
+from skipform.runs import data_root
+from skipform.training import plan, watched
+from skipform.training.executor import configure_process
+from skipform.training.experiment import read
+
+
+def main(
+    *,
+    config: Path = Path("experiments/explorer/training.yaml"),
+    scale: str = "embedded",
+    seed: Seed = 0,
+    slices: Count = 3,
+    out: Path = Path("measures/pieces.json"),
+) -> None:
+    """Train the nets of an experiment file with one seed, and count their regions and pieces after every epoch.
+
+    Per net and epoch, 0 being before training: the test error, and on every segment from test image 2k to test image
+    2k + 1 the activation regions and the affine pieces, exactly. Equal nets give equal bytes.
+
+    Args:
+        config: The experiment file; its nets are piecewise linear and classify images.
+        scale: A file of experiments/scale.
+        seed: The seed of the trainings.
+        slices: The number of segments.
+        out: The JSON file to write.
+    """
+    outputs.check_file(out, suffixes=[".json"])
+    experiment, storage = read(config, scale), {"root": data_root(), "download": False}
+    if experiment.task["name"] != "classify":
+        raise SkipformError(f"{config}: task.name: {experiment.task['name']!r}; accepted: classify")
+    configure_process(1)  # these nets are too small for more, and sums must not depend on the number of cores
+    batches = plan.check(config, experiment, storage)
+    module = data.build(seed, **experiment.data | storage)
+    module.prepare_data()
+    module.setup()
+    images = module.splits["test"][0][: 2 * slices].double()
+    if len(images) < 2 * slices:
+        raise SkipformError(f"--slices: {slices}; {len(images)} test images are enough for {len(images) // 2}")
+    look = partial(counts, images=images)
+    with plan.progress_bar(len(experiment.variants) * batches * experiment.trainer["max_epochs"]) as bar:
+        nets = []
+        for variant in experiment.variants:
+            bar.set_description(variant)
+            nets.append(watched.train(experiment, variant, seed, storage, bar, look))
+    write_json(out, {"experiment": str(config), "scale": scale, "seed": seed, "slices": slices, "nets": nets})
+
+
+def counts(net: nn.Module, images: Tensor) -> dict[str, Any]:
+    """The regions and pieces of a net on the segments between images 2k and 2k + 1, in order."""
+    program = Program.of(net, images[0])
+    lines = [line_of(program, ends.flatten(1)) for ends in images.split(2)]
+    return {"regions": [found.count for found in lines], "pieces": [found.pieces for found in lines]}
