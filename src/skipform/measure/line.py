@@ -97,8 +97,8 @@ def line_of(
 ) -> LineRegions:
     """The regions of a program on the segment between two flat inputs, ends (2, d), on the device where they lie.
     dense: compute every value at every point, as on a GPU."""
-    t, y, error = _march(program, ends, progress, threads, dense or ends.device.type != "cpu")
-    bends = _bends(program, ends, t, y, TOLERANCE * UNIT * error)
+    t, kappa, y, error = _march(program, ends, progress, threads, dense or ends.device.type != "cpu")
+    bends = _bends(program, ends, t, kappa, y, TOLERANCE * UNIT * error)
     places = t[1:-1].cpu().numpy()
     return LineRegions(len(t) - 1, int(bends.sum()) + 1, places, places[bends])
 
@@ -133,8 +133,8 @@ class _Block:
 
 def _march(
     program: Program, ends: Tensor, progress: Callable[[float], object] | None, threads: int, dense: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Break points with both ends (n,), y (n, m) there, and the largest e of each output (m,).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Break points with both ends (n,), their kappa, y (n, m) there, and the largest e of each output (m,).
 
     How the segment is cut into blocks depends on their size alone, so that the numbers are the same for any number of
     threads. The leftmost blocks are processed first.
@@ -173,8 +173,9 @@ def _march(
     done.sort(key=lambda block: float(block.t[0]))
     shared = [slice(1 if i else 0, None) for i in range(len(done))]
     t = torch.cat([block.t[own] for block, own in zip(done, shared, strict=True)])
+    kappa = torch.cat([block.kappa[own] for block, own in zip(done, shared, strict=True)])
     y = torch.cat([block.state[own] for block, own in zip(done, shared, strict=True)])
-    return t, y, torch.stack([block.error for block in done]).amax(0)
+    return t, kappa, y, torch.stack([block.error for block in done]).amax(0)
 
 
 def _local_steps(program: Program) -> "list[LocalStep]":
@@ -217,19 +218,21 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
     return merged(t, cuts.t), merged(kappa, cuts.kappa), finer, on
 
 
-def _bends(program: Program, ends: Tensor, t: Tensor, y: Tensor, tolerance: Tensor) -> np.ndarray:
+def _bends(program: Program, ends: Tensor, t: Tensor, kappa: Tensor, y: Tensor, tolerance: Tensor) -> np.ndarray:
     """At which inner break points the affine map changes, (n - 2,).
 
-    Three values that differ from a straight line by more than their errors prove a change. (A break point may be
-    misplaced, but the values are those at the point where it was placed.) Where they lie on a line the intervals may
-    just be short, so there the slopes on both sides are compared, which are computed inside the intervals.
+    Three values that differ from a straight line by more than their errors prove a change. (Where a break point is
+    misplaced, the unit that is zero there by definition is not, by up to kappa times its error.) Where they lie on a
+    line the intervals may just be short, so there the slopes on both sides are compared, which are computed inside the
+    intervals.
     """
     if len(t) == 2:
         return np.zeros(0, dtype=bool)
     at = t[:, None]
     share = (at[1:-1] - at[:-2]) / (at[2:] - at[:-2])
     off = (y[1:-1] - torch.lerp(y[:-2], y[2:], share)).abs()
-    bends = (off > 3 * tolerance).any(1)
+    worst = torch.maximum(kappa[1:-1], torch.maximum(kappa[:-2], kappa[2:]))[:, None]
+    bends = (off > 3 * worst * tolerance).any(1)
     straight = (~bends).nonzero()[:, 0]
     middles = torch.cat([straight, straight + 1]).unique()  # interval i lies between break points i and i + 1
     direction = (ends[1] - ends[0])[None]
