@@ -288,3 +288,17 @@ def test_no_compiled_kernel_outlives_a_change_of_any_file_that_it_calls(tmp_path
         copy.write_bytes(before + b"# changed\n")
         assert kernel.folder(copies) != kernel.folder(), copy.name
         copy.write_bytes(before)
+
+
+@pytest.mark.parametrize("units", [1, 64, 256])
+@pytest.mark.parametrize("apart", [16, 64, 128])
+def test_units_that_are_zero_together_a_little_off_their_point_are_no_bend(units, apart):
+    """One point stands for the zeros of x - c and of n times x - c - delta. At it the n units are zero by definition, n
+    delta away from the truth; their sum relu(u) - relu(-u) = u bends nowhere."""
+    c, delta = 0.25, apart * 2.0**-53  # less than the blur of two zeros, 2 * TOLERANCE * UNIT
+    weight = np.concatenate([[1.0], np.ones(units), -np.ones(units)])[:, None]
+    bias = np.concatenate([[-c], np.full(units, -c - delta), np.full(units, c + delta)])
+    readout = np.concatenate([[0.0], np.ones(units), -np.ones(units), [0.0]])[None]
+    network = CanonicalNetwork((Affine.of(weight, bias),), Affine.of(readout, np.zeros(1)))
+    regions = line(network, torch.tensor([-1.0]).double(), torch.tensor([1.0]).double())
+    assert (regions.count, regions.pieces) == (2, 1)

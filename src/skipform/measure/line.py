@@ -221,10 +221,11 @@ def _cut(step: Step, t: Tensor, kappa: Tensor, state: Tensor, error: Tensor) -> 
 def _bends(program: Program, ends: Tensor, t: Tensor, kappa: Tensor, y: Tensor, tolerance: Tensor) -> np.ndarray:
     """At which inner break points the affine map changes, (n - 2,).
 
-    Three values that differ from a straight line by more than their errors prove a change. (Where a break point is
-    misplaced, the unit that is zero there by definition is not, by up to kappa times its error.) Where they lie on a
-    line the intervals may just be short, so there the slopes on both sides are compared, which are computed inside the
-    intervals.
+    Three values that differ from a straight line by more than their errors prove a change. Where a break point is
+    misplaced, a unit that is zero there by definition is not, by up to kappa times its error; and the errors of units
+    that are zero there together may add up, to sqrt(units) times what the model of rounding expects. Where the values
+    lie on a line the intervals may just be short, so there the slopes on both sides are compared, which are computed
+    inside the intervals.
     """
     if len(t) == 2:
         return np.zeros(0, dtype=bool)
@@ -232,7 +233,8 @@ def _bends(program: Program, ends: Tensor, t: Tensor, kappa: Tensor, y: Tensor, 
     share = (at[1:-1] - at[:-2]) / (at[2:] - at[:-2])
     off = (y[1:-1] - torch.lerp(y[:-2], y[2:], share)).abs()
     worst = torch.maximum(kappa[1:-1], torch.maximum(kappa[:-2], kappa[2:]))[:, None]
-    bends = (off > 3 * worst * tolerance).any(1)
+    together = max(step.units for step in program.steps) ** 0.5
+    bends = (off > 3 * together * worst * tolerance).any(1)
     straight = (~bends).nonzero()[:, 0]
     middles = torch.cat([straight, straight + 1]).unique()  # interval i lies between break points i and i + 1
     direction = (ends[1] - ends[0])[None]
