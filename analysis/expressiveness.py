@@ -117,7 +117,7 @@ watched = frame.pieces()
 panels = list(watched.groupby("variant", sort=False))
 COLUMNS = 6
 height = -(-len(panels) // COLUMNS)
-figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 0.95 * height + 0.4), sharex=True, squeeze=False)
+figure, grid = plt.subplots(height, COLUMNS, figsize=(style.WIDTH, 0.68 * height + 0.4), sharex=True, squeeze=False)
 for axes in grid.flat[len(panels) :]:
     axes.set_visible(False)
 for axes, (variant, part) in zip(grid.flat, panels, strict=False):
@@ -126,9 +126,9 @@ for axes, (variant, part) in zip(grid.flat, panels, strict=False):
     axes.fill_between(regions.index, pieces.min(), pieces.max(), color=style.PALE, linewidth=0)
     axes.plot(regions.index, regions, color=style.BLUE, linestyle=(0, (4, 1.5)), linewidth=1)
     axes.plot(regions.index, pieces.median(), color=style.INK, linewidth=1.2)
-    axes.set_title(frame.readable(str(variant)), fontsize=7.5)
+    axes.set_title(frame.readable(str(variant)), fontsize=7, pad=2)
     axes.set_ylim(bottom=0)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(3, integer=True))
 figure.supxlabel("epoch", fontsize=8.5)

@@ -27,7 +27,7 @@ images = [{key: np.reshape(row[key] or row["image"], shape).mean(0) for key in (
 # itself.
 
 # %%
-figure, grid = plt.subplots(2, max(len(rows), 1), squeeze=False, figsize=(style.WIDTH, 1.75))
+figure, grid = plt.subplots(2, max(len(rows), 1), squeeze=False, figsize=(style.WIDTH, 1.42))
 for column, row, pair in zip(grid.T, rows, images, strict=False):
     for axes, key in zip(column, ("image", "witness"), strict=True):
         axes.imshow(pair[key], cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
