@@ -112,7 +112,15 @@ if layered:
 # `skipform pieces` counts the affine pieces of nets like those of the survey on the segments after every epoch: the
 # median over segments (line) and the range (band); dashed, the median of the activation regions. One seed.
 
+
 # %%
+def title_of(variant: str) -> str:
+    """The net of which "resnet-plain" is a variant, and which one: "ResNet, plain"."""
+    net = next(net for net in names if variant.startswith(net.replace("_", "-")))
+    kind = variant[len(net) :].lstrip("-")
+    return f"{names[net]}, {kind}" if kind else names[net]
+
+
 watched = frame.pieces()
 panels = list(watched.groupby("variant", sort=False))
 COLUMNS = 6
@@ -126,7 +134,7 @@ for axes, (variant, part) in zip(grid.flat, panels, strict=False):
     axes.fill_between(regions.index, pieces.min(), pieces.max(), color=style.PALE, linewidth=0)
     axes.plot(regions.index, regions, color=style.BLUE, linestyle=(0, (4, 1.5)), linewidth=1)
     axes.plot(regions.index, pieces.median(), color=style.INK, linewidth=1.2)
-    axes.set_title(frame.readable(str(variant)), fontsize=7, pad=2)
+    axes.set_title(title_of(str(variant)), fontsize=7, pad=2)
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

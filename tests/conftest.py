@@ -58,6 +58,17 @@ def free_algorithms():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def config(request, tmp_path, monkeypatch):
+    """The options that name the EXPERIMENT of the test's module, in an otherwise empty project."""
+    monkeypatch.chdir(tmp_path)
+    for file, text in (("scale/embedded", "# nothing\n"), ("explorer/small", request.module.EXPERIMENT)):
+        path = tmp_path / "experiments" / f"{file}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    return ["--config", "experiments/explorer/small.yaml", "--scale", "embedded"]
+
+
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass

@@ -1,10 +1,9 @@
 """The exact range of an output over a box: against all activation patterns, one linear program each."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from activation_patterns import affine_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -26,24 +25,9 @@ def by_patterns(network, low, high):
     """The least and greatest output 0 over the box: for every choice of active ReLUs the network is affine, where their
     arguments have the right signs."""
     values = []
-    for pattern in itertools.product([0, 1], repeat=network.relu_count):
-        state, offset = np.eye(network.in_features), np.zeros(network.in_features)  # z_k = state x + offset
-        signs, limits, active = [], [], list(pattern)
-        for a in network.layers:
-            on = np.array([active.pop(0) for _ in range(a.out_features)], dtype=float)
-            t, c = a.weight @ state, a.weight @ offset + a.bias
-            sign = np.where(on, -1.0, 1.0)  # on: -t x <= c; off: t x <= -c
-            signs.append(sign[:, None] * t)
-            limits.append(-sign * c)
-            state, offset = np.vstack([on[:, None] * t, state]), np.concatenate([on * c, offset])
-        y, c = network.readout.weight @ state, network.readout.weight @ offset + network.readout.bias
+    for signs, limits, y, c in affine_pieces(network):
         for sign in (1, -1):
-            result = linprog(
-                sign * y[0],
-                A_ub=np.vstack(signs) if signs else None,
-                b_ub=np.concatenate(limits) if limits else None,
-                bounds=list(zip(low, high, strict=True)),
-            )
+            result = linprog(sign * y[0], A_ub=signs, b_ub=limits, bounds=list(zip(low, high, strict=True)))
             if result.status == 0:
                 values.append(sign * result.fun + c[0])
     return min(values), max(values)

@@ -18,13 +18,7 @@ wandb: disabled
 """
 
 
-def test_the_pictures_are_those_of_the_nets_that_fit_trains(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments/scale").mkdir(parents=True)
-    (tmp_path / "experiments/scale/embedded.yaml").write_text("# nothing\n")
-    (tmp_path / "experiments/explorer").mkdir()
-    (tmp_path / "experiments/explorer/small.yaml").write_text(EXPERIMENT)
-    config = ["--config", "experiments/explorer/small.yaml", "--scale", "embedded"]
+def test_the_pictures_are_those_of_the_nets_that_fit_trains(config, tmp_path):
     assert cli.main(["explore", *config, "--seed", "3", "--out", "explorer.json"]) == 0
     assert cli.main(["fit", *config, "--seeds", "3", "--workers", "1", "--out", "runs"]) == 0
     explorer = json.loads((tmp_path / "explorer.json").read_text())

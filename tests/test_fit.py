@@ -391,6 +391,8 @@ def alone_at_last(work: Path):
         ("WANDB_MODE", "auto", "accepted: online, offline, shared, disabled$"),
         ("WANDB_CONSOLE", "loud", "W&B: Input should be 'auto', 'off'"),
         ("WANDB_SILENT", "loud", "W&B: Input should be a valid boolean"),
+        ("WANDB_TAGS", "a,,b", "W&B: Value error, Tag at index 1 is empty"),
+        ("WANDB_PROJECT", "a/b", "W&B: Invalid project name"),
     ],
 )
 def test_a_variable_that_wandb_does_not_accept_is_refused_before_work(tmp_path, monkeypatch, name, value, accepted):

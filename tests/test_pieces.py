@@ -2,8 +2,6 @@
 
 import json
 
-import pytest
-
 from skipform.measure import line
 from skipform.runs import Run
 from skipform.stages import cli
@@ -15,16 +13,6 @@ trainer: {max_epochs: 3, accelerator: cpu}
 threads: 1
 wandb: disabled
 """
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments/scale").mkdir(parents=True)
-    (tmp_path / "experiments/scale/embedded.yaml").write_text("# nothing\n")
-    (tmp_path / "experiments/explorer").mkdir()
-    (tmp_path / "experiments/explorer/small.yaml").write_text(EXPERIMENT)
-    return ["--config", "experiments/explorer/small.yaml", "--scale", "embedded"]
 
 
 def test_the_counts_are_those_of_the_nets_that_fit_trains(config, tmp_path):

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 import torch
 
 from skipform.data.images import SETS
@@ -19,16 +18,6 @@ trainer: {max_epochs: 40, accelerator: cpu}
 threads: 1
 wandb: disabled
 """
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "experiments/scale").mkdir(parents=True)
-    (tmp_path / "experiments/scale/embedded.yaml").write_text("# nothing\n")
-    (tmp_path / "experiments/explorer").mkdir()
-    (tmp_path / "experiments/explorer/small.yaml").write_text(EXPERIMENT)
-    return ["--config", "experiments/explorer/small.yaml", "--scale", "embedded"]
 
 
 def test_the_nearest_images_are_of_another_class_and_lie_within_the_grey_levels(config, tmp_path, capsys):

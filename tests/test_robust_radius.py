@@ -1,10 +1,9 @@
 """The robust radius of a classifier: against one linear program for every activation pattern and other class."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
+from activation_patterns import affine_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -26,25 +25,15 @@ def by_patterns(network, x, low, high):
     ReLUs the network is affine, where their arguments have the right signs."""
     label, distances = int(network.evaluate(x[None])[0].argmax()), [np.inf]
     d = len(x)
-    for pattern in itertools.product([0, 1], repeat=network.relu_count):
-        state, offset = np.eye(d), np.zeros(d)  # z_k = state x + offset
-        signs, limits, active = [np.zeros((0, d))], [np.zeros(0)], list(pattern)
-        for a in network.layers:
-            on = np.array([active.pop(0) for _ in range(a.out_features)], dtype=float)
-            t, c = a.weight @ state, a.weight @ offset + a.bias
-            sign = np.where(on, -1.0, 1.0)  # on: -t x <= c; off: t x <= -c
-            signs.append(sign[:, None] * t)
-            limits.append(-sign * c)
-            state, offset = np.vstack([on[:, None] * t, state]), np.concatenate([on * c, offset])
-        y, c = network.readout.weight @ state, network.readout.weight @ offset + network.readout.bias
+    for signs, limits, y, c in affine_pieces(network):
         near = np.vstack([np.eye(d), -np.eye(d)])
         for j in set(range(len(c))) - {label}:
-            rows = np.vstack([*signs, y[[label]] - y[[j]], near])
+            rows = np.vstack([signs, y[[label]] - y[[j]], near])
             e = np.concatenate([np.zeros(len(rows) - 2 * d), -np.ones(2 * d)])
             result = linprog(
                 [0.0] * d + [1.0],
                 A_ub=np.hstack([rows, e[:, None]]),
-                b_ub=np.concatenate([*limits, [c[j] - c[label]], x, -x]),
+                b_ub=np.concatenate([limits, [c[j] - c[label]], x, -x]),
                 bounds=[*zip(low, high, strict=True), (0, None)],
             )
             if result.status == 0:

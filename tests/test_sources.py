@@ -10,7 +10,7 @@ from skipform import data, nets, tasks
 from skipform.sources import PACKAGE, closure, digest, imports_of, nets_in
 from skipform.stages import sources as stages
 from skipform.training import run
-from skipform.training.experiment import read, read_all
+from skipform.training.experiment import read
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("survey", "claims", "explorer", "cpu")
@@ -66,7 +66,7 @@ def test_a_list_has_the_sources_of_a_command_with_their_digests(lists):
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_the_names_in_an_experiment_are_those_of_its_checked_blocks(file):
     expected = set()
-    for experiment in read_all(file).values():
+    for experiment in (read(file, scale.stem) for scale in (ROOT / "experiments" / "scale").glob("*.yaml")):
         expected |= {data.kind(experiment.data["name"]).__module__, tasks.kind(experiment.task["name"]).__module__}
         for block in experiment.variants.values():
             expected |= {f"skipform.nets.{net}" for net in nets_in(block)}

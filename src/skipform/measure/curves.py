@@ -206,7 +206,7 @@ class _Writer:
             own.add_(term.bias, alpha=self.factor)
 
     def _under(self, rows: int) -> Tensor:
-        """Room for the numbers under the taps at so many rows, the same at every call."""
+        """Room for the numbers under the taps for these rows, the same at every call."""
         if self.buffer.numel() < rows * self.width:
             self.buffer = torch.empty(rows * self.width, dtype=torch.float64)
         return self.buffer[: rows * self.width].view(rows, self.width)

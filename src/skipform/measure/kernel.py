@@ -13,7 +13,9 @@ import numba
 
 _HERE = Path(__file__).parent
 _SETTINGS: Any = numba.config
-SOURCES = tuple(_HERE / f"{name}.py" for name in ("kernel", "mesh", "states", "chords", "meetings", "faces", "windows"))
+SOURCES = tuple(
+    _HERE / f"{name}.py" for name in ("kernel", "cuts", "mesh", "states", "chords", "meetings", "faces", "windows")
+)
 
 
 def folder(sources: tuple[Path, ...] = SOURCES) -> Path:

@@ -143,19 +143,19 @@ def _maxima(a: Affine, t: Range, own: np.ndarray, total: int) -> _Rows:
     least, most = low.max(1), high.max(1)
     read = high >= least[:, None]  # the others are never the maximum
     row, _ = np.nonzero(read)
-    kept = np.flatnonzero(read)
-    gap = _matrix(np.ones(len(kept)), np.arange(len(kept)), own[row], (len(kept), total))
-    gap = sparse.csr_array(gap - _arguments(a, total)[kept])  # h - t_i + b_i
+    candidates = np.flatnonzero(read)
+    gap = _matrix(np.ones(len(candidates)), np.arange(len(candidates)), own[row], (len(candidates), total))
+    gap = sparse.csr_array(gap - _arguments(a, total)[candidates])  # h - t_i + b_i
     open_ = read.sum(1) > 1
-    cut = np.flatnonzero(open_[row])  # of the kept ones those with an a_i
+    cut = np.flatnonzero(open_[row])  # of the candidates those with an a_i
     windows, place = np.unique(row[cut], return_inverse=True)
-    n, slack = len(cut), most[row[cut]] - t.low[kept[cut]]
+    n, slack = len(cut), most[row[cut]] - t.low[candidates[cut]]
     choice = _matrix(np.ones(n), place, np.arange(n), (len(windows), n))
-    bias = a.bias[kept]
+    bias = a.bias[candidates]
     return _Rows(
         sparse.vstack([gap, gap[cut], sparse.csr_array((len(windows), total))]),
         # h - t_i + b_i;  h - t_i + b_i + (u - l_i) a_i <= b_i + u - l_i;  sum a_i = 1
-        sparse.vstack([sparse.csr_array((len(kept), n)), sparse.diags_array(slack), choice]),
+        sparse.vstack([sparse.csr_array((len(candidates), n)), sparse.diags_array(slack), choice]),
         np.concatenate([bias, np.full(n, -np.inf), np.ones(len(windows))]),
         np.concatenate([np.where(open_[row], np.inf, bias), bias[cut] + slack, np.ones(len(windows))]),
         least,

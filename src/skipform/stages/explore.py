@@ -6,16 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipform import data, outputs
+from skipform import outputs
 from skipform.arguments import Seed
-from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure import plane
 from skipform.measure.outlines import GRID, outlines
-from skipform.runs import data_root
-from skipform.training import plan, watched
-from skipform.training.executor import configure_process
-from skipform.training.experiment import read
+from skipform.training.watched import Watched
 
 BOX = (-0.2, 1.2, -0.2, 1.2)  # of s and t: the plane reaches a little beyond the parallelogram of the images
 
@@ -40,21 +36,11 @@ def main(
         out: The JSON file to write.
     """
     outputs.check_file(out, suffixes=[".json"])
-    experiment, storage = read(config, scale), {"root": data_root(), "download": False}
-    if experiment.task["name"] != "classify":
-        raise SkipformError(f"{config}: task.name: {experiment.task['name']!r}; accepted: classify")
-    configure_process(1)  # these nets are too small for more, and sums must not depend on the number of cores
-    batches = plan.check(config, experiment, storage)
-    module = data.build(seed, **experiment.data | storage)
-    module.prepare_data()
-    module.setup()
-    images, labels = (part[:3] for part in module.splits["test"])
-    nets, last, look = [], experiment.trainer["max_epochs"], partial(picture, images=images)
-    with plan.progress_bar(len(experiment.variants) * batches * last) as bar:
-        for variant in experiment.variants:
-            bar.set_description(variant)
-            nets.append(watched.train(experiment, variant, seed, storage, bar, look, {0, 1, -(-last // 3), last}))
-    pixels = module.pixels["test"][0][:3].flatten(1).tolist()
+    watched = Watched.of(config, scale, seed)
+    images, labels = (part[:3] for part in watched.data.splits["test"])
+    last = watched.epochs
+    nets = watched.train(partial(picture, images=images), {0, 1, -(-last // 3), last})
+    pixels = watched.data.pixels["test"][0][:3].flatten(1).tolist()
     plane_ = {"box": BOX, "grid": GRID, "labels": labels.tolist(), "images": pixels, "shape": list(images.shape[1:])}
     write_json(out, {"experiment": str(config), "scale": scale, "seed": seed, **plane_, "nets": nets})
 

@@ -6,16 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skipform import data, outputs
+from skipform import outputs
 from skipform.arguments import Count, Seed
 from skipform.errors import SkipformError
 from skipform.files import write_json
 from skipform.measure.line import line_of
 from skipform.measure.program import Program
-from skipform.runs import data_root
-from skipform.training import plan, watched
-from skipform.training.executor import configure_process
-from skipform.training.experiment import read
+from skipform.training.watched import Watched
 
 
 def main(
@@ -39,23 +36,11 @@ def main(
         out: The JSON file to write.
     """
     outputs.check_file(out, suffixes=[".json"])
-    experiment, storage = read(config, scale), {"root": data_root(), "download": False}
-    if experiment.task["name"] != "classify":
-        raise SkipformError(f"{config}: task.name: {experiment.task['name']!r}; accepted: classify")
-    configure_process(1)  # these nets are too small for more, and sums must not depend on the number of cores
-    batches = plan.check(config, experiment, storage)
-    module = data.build(seed, **experiment.data | storage)
-    module.prepare_data()
-    module.setup()
-    images = module.splits["test"][0][: 2 * slices].double()
+    watched = Watched.of(config, scale, seed)
+    images = watched.data.splits["test"][0][: 2 * slices].double()
     if len(images) < 2 * slices:
         raise SkipformError(f"--slices: {slices}; {len(images)} test images are enough for {len(images) // 2}")
-    look = partial(counts, images=images)
-    with plan.progress_bar(len(experiment.variants) * batches * experiment.trainer["max_epochs"]) as bar:
-        nets = []
-        for variant in experiment.variants:
-            bar.set_description(variant)
-            nets.append(watched.train(experiment, variant, seed, storage, bar, look))
+    nets = watched.train(partial(counts, images=images))
     write_json(out, {"experiment": str(config), "scale": scale, "seed": seed, "slices": slices, "nets": nets})
 
 

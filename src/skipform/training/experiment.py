@@ -67,11 +67,6 @@ def read(path: Path, scale: str, overrides: Mapping[str, Any] | None = None) -> 
         SkipformError: one line, naming file, key and what is accepted. The file is checked at every scale there is.
     """
     check_scale(scale, path)
-    return read_all(path, {scale: overrides or {}})[scale]
-
-
-def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Experiment]:
-    """Scale -> the experiment of the file at this scale; see `read`. overrides: {scale: values}."""
     folder = path.parent.parent / "scale"
     scales = sorted(file.stem for file in folder.glob("*.yaml"))
     own = _load(path)
@@ -82,7 +77,7 @@ def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = Non
             (folder / f"{checked}.yaml", _load(folder / f"{checked}.yaml")),
             (path, own),
             (path, for_scale[checked]),
-            (Path("command line"), dict((overrides or {}).get(checked, {}))),
+            (Path("command line"), dict((overrides or {}) if checked == scale else {})),
         ]
         for source, layer in layers:
             check_keys(layer, [*_TOP, *NOT_IN_FILES, "variants", *scales * (source == path)], str(source))
@@ -91,7 +86,7 @@ def read_all(path: Path, overrides: Mapping[str, Mapping[str, Any]] | None = Non
             experiments[checked] = _complete(where, path, checked, _merged(layer for _, layer in layers))
         except RecursionError:
             raise SkipformError(f"{where}: a block contains itself; accepted: blocks in blocks that end") from None
-    return experiments
+    return experiments[scale]
 
 
 _TOP = {

@@ -151,17 +151,8 @@ def _explore(options: dict[str, Any]) -> Iterator[Entry]:
         for net in found["nets"]
         for moment in net["moments"]
     ]
-    file = Path(options["config"])
-    yield Entry(
-        name="explorer",
-        group=tracking.experiment_of(file),
-        job_type="explore",
-        digest=digest_of(found),
-        summary={"nets": len(found["nets"]), "moments": len(rows), "regions": sum(row["regions"] for row in rows)},
-        tags=["explorer", found["scale"]],
-        notes=_question(file.with_suffix("")),
-        media=lambda: {"explorer": _table(rows)},
-    )
+    summary = {"nets": len(found["nets"]), "moments": len(rows), "regions": sum(row["regions"] for row in rows)}
+    yield _of_one_seed("explorer", "explore", options, found, rows, summary)
 
 
 def _pieces(options: dict[str, Any]) -> Iterator[Entry]:
@@ -173,17 +164,8 @@ def _pieces(options: dict[str, Any]) -> Iterator[Entry]:
         for moment in net["moments"]
         for k in range(found["slices"])
     ]
-    file = Path(options["config"])
-    yield Entry(
-        name="pieces",
-        group=tracking.experiment_of(file),
-        job_type="pieces",
-        digest=digest_of(found),
-        summary={"nets": len(found["nets"]), "pieces": sum(row["pieces"] for row in rows)},
-        tags=["explorer", found["scale"]],
-        notes=_question(file.with_suffix("")),
-        media=lambda: {"pieces": _table(rows)},
-    )
+    summary = {"nets": len(found["nets"]), "pieces": sum(row["pieces"] for row in rows)}
+    yield _of_one_seed("pieces", "pieces", options, found, rows, summary)
 
 
 def _radii(options: dict[str, Any]) -> Iterator[Entry]:
@@ -193,16 +175,24 @@ def _radii(options: dict[str, Any]) -> Iterator[Entry]:
         | {f"{form} {key}": value for form, work in row["forms"].items() for key, value in work.items()}
         for row in found["rows"]
     ]
+    summary = {"images": len(rows), "exact": sum(row["exact"] for row in rows), **found["net"]}
+    yield _of_one_seed("radii", "radii", options, found, rows, summary)
+
+
+def _of_one_seed(
+    name: str, job_type: str, options: dict[str, Any], found: dict[str, Any], rows: Rows, summary: dict[str, Any]
+) -> Entry:
+    """The run of a stage that trains the nets of an experiment file itself, with its rows as a table."""
     file = Path(options["config"])
-    yield Entry(
-        name="radii",
+    return Entry(
+        name=name,
         group=tracking.experiment_of(file),
-        job_type="radii",
+        job_type=job_type,
         digest=digest_of(found),
-        summary={"images": len(rows), "exact": sum(row["exact"] for row in rows), **found["net"]},
+        summary=summary,
         tags=["explorer", found["scale"]],
         notes=_question(file.with_suffix("")),
-        media=lambda: {"radii": _table(rows)},
+        media=lambda: {name: _table(rows)},
     )
 
 

@@ -79,15 +79,22 @@ def prepare(setting: str) -> None:
     ask(setting)
     if mode_of(setting) != "disabled":
         import_wandb()
-        import wandb.sdk.launch  # which W&B imports when its first run starts
-        from pydantic import ValidationError
+        import wandb.sdk.launch  # noqa: F401  # which W&B imports when its first run starts
 
-        try:
-            wandb.Settings().update_from_env_vars(dict(os.environ))
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            name = f"WANDB_{wrong['loc'][0]}".upper()
-            raise SkipformError(f"{name}: {shown(os.environ.get(name))}; W&B: {wrong['msg']}") from None
+        for name in sorted(os.environ):
+            if name.startswith("WANDB_"):
+                _check_variable(name, os.environ[name])
+
+
+def _check_variable(name: str, value: str) -> None:
+    import wandb
+    from pydantic import ValidationError
+
+    try:
+        wandb.Settings().update_from_env_vars({name: value})
+    except (ValidationError, wandb.errors.Error) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else one_line(error)
+        raise SkipformError(f"{name}: {shown(value)}; W&B: {reason}") from None
 
 
 def setting_here() -> str:
