@@ -39,7 +39,7 @@ def test_every_stage_depends_on_the_list_of_its_command(lists):
     for name, stage in pipeline.items():
         deps = {dep.def_path for dep in stage.deps}
         command = stage.cmd.split()[1]
-        experiment = re.search(r"(?:experiments|runs)/(survey|claims)/\w+", stage.cmd)
+        experiment = re.search(r"(?:experiments|runs)/(survey|claims|explorer)/\w+", stage.cmd)
         expected = f"{command}/{experiment[0].split('/', 1)[1]}.txt" if experiment else f"{command}.txt"
         assert expected in lists
         assert {dep for dep in deps if dep.startswith("build/sources")} == {f"build/sources/{expected}"}, name
@@ -57,7 +57,10 @@ def test_a_list_has_the_sources_of_a_command_with_their_digests(lists):
     assert {"theory/pooling.py", "stages/verify.py"} <= named["verify.txt"]
     assert not [name for name in named["verify.txt"] if name.startswith(("nets/", "training/"))]
     assert {f"nets/{net}.py" for net in nets.names()} <= named["notebooks.txt"] & named["grammar.txt"]
-    assert {"measure/plane.py", "theory/trees.py", "tasks/classify.py"} <= named["explore.txt"]
+    planes = named["explore/explorer/planes.txt"]
+    assert {"measure/plane.py", "theory/trees.py", "tasks/classify.py", "nets/pooled.py"} <= planes
+    assert "nets/resnet.py" not in planes
+    assert "nets/resnet.py" in named["pieces/explorer/training.txt"]
     assert {"nets/gpt.py", "nets/fpn.py", "tasks/detect.py", "data/text.py"} <= named["examples.txt"]
     assert {"data/masks.py", "data/text.py", "data/images.py"} <= named["data.txt"]
     assert "nets/highway.py" in named["claims/claims/shortcuts.txt"] - named["claims.txt"]

@@ -20,8 +20,8 @@ from skipform.sources import PACKAGE, closure, digest, imports_of, nets_in
 
 # Command -> folders of experiments whose nets and data decide what it writes: those of one experiment, or of all.
 ONE = {"fit": ("survey", "claims"), "measure": ("survey",), "claims": ("claims",), "probe": ("claims",)}
+ONE |= dict.fromkeys(("explore", "radii", "pieces"), ("explorer",))
 ALL = {"data": ("survey", "claims"), "examples": ("survey",)}
-ALL |= dict.fromkeys(("explore", "radii", "pieces"), ("explorer",))
 TRAINED = ("fit", "examples", "explore", "radii", "pieces")  # those in which the task of an experiment runs, too
 WITH_ALL_NETS = ("grammar", "notebooks")  # the survey is read from the nets
 DRAWN = ("notebooks",)  # what analysis/ imports
