@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 33  # points on each of the two lines along which sign changes are counted before a plane is begun
 _SAMPLED_FROM = 1 << 13  # nets with fewer ReLUs are not sampled
+_BLOCK = 1 << 21  # numbers in a block of states: 16 MiB, which malloc keeps for the next block; from 32 MiB it does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,8 +257,7 @@ def _affine_maps(program: Program, slice_: Tensor, mesh: Mesh) -> tuple[np.ndarr
     ancestors.reverse()  # ancestors[k]: for every cell, the cell before step k that holds it
     maps = np.empty((count, 3, program.steps[-1].width))
     worst = torch.zeros(program.steps[-1].width, dtype=torch.float64)
-    bits = np.arange(64, dtype=np.uint64)
-    block = max(1, (1 << 24) // (3 * max(program.widths)))
+    block = max(1, _BLOCK // (3 * max(program.widths)))
     for low in range(0, count, block):
         high = min(low + block, count)
         state, error, begin = slice_[None], torch.zeros(slice_.shape[1], dtype=torch.float64), 0
@@ -272,8 +272,9 @@ def _affine_maps(program: Program, slice_: Tensor, mesh: Mesh) -> tuple[np.ndarr
             chain = ancestors[k + 1][low:high]
             here = np.arange(chain[0], chain[-1] + 1)
             state = state[torch.from_numpy(mesh.parents[k][here] - begin)]
-            on = ((mesh.masks[k][here][:, :, None] >> bits) & np.uint64(1)).reshape(len(here), -1)[:, : step.units]
-            state[:, :, : step.units] *= torch.from_numpy(on.astype(np.float64))[:, None]
+            masks = mesh.masks[k][here].astype("<u8", copy=False).view(np.uint8)
+            on = np.unpackbits(masks, axis=1, count=step.units, bitorder="little")
+            state[:, :, : step.units] *= torch.from_numpy(on)[:, None]
             begin = int(chain[0])
         maps[low:high] = state.numpy()
         worst = torch.maximum(worst, error)
