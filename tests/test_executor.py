@@ -1,6 +1,8 @@
 """Where runs are trained: the GPU of every worker, and options that the experiment or the machine does not take."""
 
 import multiprocessing
+import os
+import subprocess
 import sys
 import time
 from importlib import import_module
@@ -95,6 +97,32 @@ def test_a_job_that_is_given_again_waits_for_the_one_that_still_runs(tmp_path, m
     second.join()
     assert (tmp_path / "results").read_text() == "[('one/seed0', None)]"
     assert log.read_text() == "begun ended begun ended "
+
+
+LOGGING = """
+import logging, os
+from pathlib import Path
+from skipform.training.executor import _submitit
+
+class Handler(logging.Handler):
+    def close(self):
+        print("closed")
+
+logging.getLogger().addHandler(Handler())
+_submitit({"cluster": "local"}, Path("jobs"))
+print(os.environ.get("SUBMITIT_LOG_LEVEL"), flush=True)
+os._exit(0)  # the end of logging closes all handlers
+"""
+
+
+@pytest.mark.parametrize("level", [None, "ERROR"])
+def test_submitit_leaves_the_logging_of_others_alone(level, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "SUBMITIT_LOG_LEVEL"}
+    environment |= {} if level is None else {"SUBMITIT_LOG_LEVEL": level}
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout, done.returncode) == (f"{level}\n", 0), done.stderr
 
 
 def experiment(accelerator="auto", devices=1, threads=0):

@@ -19,9 +19,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TextIO
 
 import torch
@@ -323,8 +325,7 @@ def _counts_file(place: Path) -> Path:
 
 def _submitit(parameters: dict[str, Any], folder: Path) -> Any:
     """submitit's executor; its files and the logs of the jobs are written to `folder`."""
-    import submitit
-
+    submitit = _import_submitit()
     given = CLUSTER | parameters
     kind = given.pop("cluster", None)
     try:
@@ -339,6 +340,19 @@ def _submitit(parameters: dict[str, Any], folder: Path) -> Any:
             " --slurm '{cluster: local}', which tries it with local processes, all at once"
         )
     return cluster
+
+
+def _import_submitit() -> ModuleType:
+    """The module, imported without its settings for logging: making them closes the handlers of all other libraries,
+    and a handler may close a stream that is not its own."""
+    level = os.environ.get("SUBMITIT_LOG_LEVEL")
+    os.environ["SUBMITIT_LOG_LEVEL"] = "NOCONFIG"
+    try:
+        return import_module("submitit")
+    finally:  # the jobs read it, too
+        del os.environ["SUBMITIT_LOG_LEVEL"]
+        if level is not None:
+            os.environ["SUBMITIT_LOG_LEVEL"] = level
 
 
 def _outcome_of(job: Any, name: str) -> Outcome:
