@@ -6,9 +6,16 @@
 
 A ratio is that of the medians over ROUNDS rounds, in which original and rewritten network alternate, in float32.
 
-On a CPU torch.compile, like eager torch, writes every concatenation to memory, so a maximum that is
-rewritten strictly moves about three times as many bytes as the same tree with additions (keep_add, Proposition 1),
-which torch.compile fuses into one pass. Where convolutions dominate, as in resnet18, neither matters.
+Why a row of `grammar` is above 3. On a CPU torch.compile writes every concatenation to memory, like eager torch: a
+maximum x, y -> relu(x - y) + y is two of them with a product each, which move eleven times the bytes of the result, and
+torch.maximum, or the sums of keep_add (Proposition 1), which fuse into one pass, three times.
+
+max pooling, maximum of halves    that, once per layer of the tree; torch's own pooling reads the image once
+global max pooling                twelve layers
+average pooling                   a convolution channel by channel, for which torch has no fast code; the average is one
+relu6                             two ReLUs with a convolution each, and memory alone decides: 2.1 with additions kept
+
+Where convolutions dominate, as in resnet18, none of this matters.
 """
 
 import statistics
@@ -56,6 +63,8 @@ LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "maximum of halves": (Layer(lambda x: torch.maximum(*x.chunk(2, 1))), IMAGES),
     "pad, replicate": (Layer(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")), IMAGES),
     "resnet18": (torchvision.models.resnet18(), (8, 3, 64, 64)),
+    "resnet50": (torchvision.models.resnet50(), (8, 3, 64, 64)),
+    "densenet121": (torchvision.models.densenet121(), (8, 3, 64, 64)),
 }
 SIZES = {"inception_v3": 75, "alexnet": 63}  # the smallest legal inputs; SIZE for the others
 SIZE = 33

@@ -55,7 +55,9 @@ def test_max_pooling_is_exactly_torchs(data):
 LAYERS = {
     "average pooling": (nn.AvgPool2d(2), ["avg_pool2d"]),
     "global average": (nn.AdaptiveAvgPool2d(1), ["adaptive_avg_pool2d"]),
-    "global maximum": (nn.AdaptiveMaxPool2d(1), ["amax"]),
+    "global maximum": (nn.AdaptiveMaxPool2d(1), ["reshape", "amax", "reshape"]),
+    "maximum over columns": (Layer(lambda x: x.amax(3)), ["amax"]),
+    "maximum over dimensions apart": (Layer(lambda x: x.amax((1, 3), keepdim=True)), ["amax"]),
     "adaptive maximum": (nn.AdaptiveMaxPool2d((2, 3)), None),
     "large window": (nn.MaxPool2d(4, 2, 1), ["max_pool2d"]),
     "leaky relu in place": (
@@ -70,6 +72,11 @@ LAYERS = {
     "batch norm after a convolution": (nn.Sequential(nn.Conv2d(3, 3, 1), randomised(nn.BatchNorm2d(3))), ["conv2d"]),
     "upsampling": (nn.Upsample(scale_factor=2), ["upsample_nearest2d"]),
     "bilinear upsampling": (nn.Upsample(scale_factor=2, mode="bilinear"), ["upsample_bilinear2d"]),
+    "padding by the border": (Layer(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")), ["pad"]),
+    "padding by reflection": (Layer(lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect")), ["pad"]),
+    "padding around": (Layer(lambda x: F.pad(x, (1, 2, 0, 1), mode="circular")), ["pad"]),
+    "padding of the last axis": (Layer(lambda x: F.pad(x.flatten(1, 2), (1, 2), mode="circular")), ["reshape", "pad"]),
+    "padding without a batch": (Layer(lambda x: F.pad(x.permute(1, 0, 2, 3), (1, 1, 1, 1), mode="replicate")), None),
     "residual": (Layer(lambda x: x + torch.relu(x)), ["relu", "add"]),
     "maximum": (Layer(lambda x: torch.maximum(x[:, :1], x[:, 1:2])), ["getitem", "getitem", "maximum"]),
     "mean": (Layer(lambda x: x.mean((2, 3))), ["mean"]),
