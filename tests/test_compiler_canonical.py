@@ -13,9 +13,10 @@ from test_compiler_rules import CASES, Function, numbers
 from torch import nn
 
 from skipform import nets
-from skipform.compiler.flatten import canonical, convolution_matrix, structure
+from skipform.compiler.flatten import canonical, structure
 from skipform.compiler.rewrite import rewrite
 from skipform.errors import SkipformError
+from skipform.theory.convolved import convolution_matrix
 from skipform.theory.network import CanonicalNetwork
 
 
@@ -83,7 +84,7 @@ def test_the_matrix_of_a_convolution_is_the_convolution(data):
     weight = torch.randn(groups * out, per_group, *kernel, dtype=torch.float64)
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, weight, **how)
-    matrix = convolution_matrix(x.shape[1:], weight, y.shape[2:], **how)
+    matrix = convolution_matrix(x.shape[1:], weight.numpy(), y.shape[2:], **how)
     # at most 2 * 27 products of numbers near 1
     assert np.allclose(matrix @ x.numpy().ravel(), y.numpy().ravel(), rtol=0, atol=1e-12)
 

@@ -11,7 +11,7 @@ d entries of the input, m rows (entries of a tensor), N coordinates of the final
 import math
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +41,7 @@ from skipform.compiler.targets import MEMORY
 from skipform.compiler.targets.keep_add import AddingEmitter
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine
+from skipform.theory.convolved import Convolved, Geometry, before_of, convolution_matrix, per_axis
 from skipform.theory.network import CanonicalNetwork
 
 ENTRY = 16  # bytes of one stored entry: a float64 and its column
@@ -74,8 +75,10 @@ class Structure:
     largest: int
 
 
-def structure(graph: fx.GraphModule) -> Structure:
-    """Depth, widths and carried state of the canonical network of a rewritten module (`rewrite`), in milliseconds."""
+def structure(graph: fx.GraphModule, kept: Set[fx.Node] = frozenset()) -> Structure:
+    """Depth, widths and carried state of the canonical network of a rewritten module (`rewrite`), in milliseconds.
+
+    kept: convolutions whose matrices are not made (`convolutions_of`)."""
     levels: dict[fx.Node, int] = {}  # ReLU layers below the tensor
     reads: dict[fx.Node, frozenset[fx.Node]] = {}  # the inputs and ReLUs that the tensor is an affine function of
     entries: dict[fx.Node, float] = {}
@@ -94,7 +97,10 @@ def structure(graph: fx.GraphModule) -> Structure:
         elif sources:
             levels[node] = max(levels[n] for n in sources)
             reads[node] = frozenset().union(*(reads[n] for n in sources))
-            entries[node] = _entries(graph, node, sources, entries, sum(map(entries_of, reads[node])))
+            if node in kept:
+                entries[node] = entries[sources[0]] + constant_of(graph, node.args[1]).numel()
+            else:
+                entries[node] = _entries(graph, node, sources, entries, sum(map(entries_of, reads[node])))
             if node.op != "output":
                 largest = max(largest, entries[node])
     depth = max(first.values(), default=0)
@@ -107,6 +113,20 @@ def structure(graph: fx.GraphModule) -> Structure:
     carried = tuple(sum(entries_of(n) for n in first if first[n] <= k <= last.get(n, -1)) for k in range(depth + 1))
     names = Counter(getattr(n.target, "__name__", str(n.target)) for n in graph.graph.nodes if n.op == "call_function")
     return Structure(depth, widths, sum(widths), carried, dict(names), int(stored), int(largest))
+
+
+def convolutions_of(graph: fx.GraphModule) -> frozenset[fx.Node]:
+    """The convolutions that are a whole layer: only a ReLU reads them, and no other ReLU stands in its layer."""
+    levels: dict[fx.Node, int] = {}
+    layers: dict[int, list[fx.Node]] = {}
+    for node in graph.graph.nodes:
+        sources = [n for n in node.all_input_nodes if "batch_dim" in n.meta]
+        levels[node] = max((levels[n] for n in sources), default=0)
+        if node.target is torch.relu:
+            layers.setdefault(levels[node], []).append(sources[0])
+            levels[node] += 1
+    whole = (parts[0] for parts in layers.values() if len(parts) == 1)
+    return frozenset(node for node in whole if node.target in CONVOLUTIONS.values() and len(node.users) == 1)
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
@@ -150,62 +170,79 @@ def _weight_rows(node: Any, weight: Tensor) -> int:
     return math.prod(weight.shape[:-1])
 
 
-def canonical(module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
+def canonical(
+    module: nn.Module, example_inputs: Any, memory: int = MEMORY, *, explicit: bool = False, check: bool = True
+) -> CanonicalNetwork:
     """The canonical network of a piecewise linear torch module in eval mode, in float64.
 
     example_inputs as for `rewrite`; several inputs (and outputs) are flattened and concatenated, and then the
-    network is over flat vectors. The matrices of a convolution have one row for each pixel, so this is for small
-    images: a network whose matrices would take more than `memory` bytes is refused before any is built.
+    network is over flat vectors. The matrix of a convolution has one row for each pixel. A network whose matrices would
+    take more than `memory` bytes keeps each layer that is a convolution as such (`theory.convolved`), without a matrix;
+    one that takes more even so, or at once if `explicit`, is refused before any is built.
 
     Unless `check` is false, the rewritten module is compared with the original and the network with both, and
     InternalError is raised if they differ.
     """
     inputs = in_dtype_of(module, examples(example_inputs))
     graph = rewrite_in_float64(module, inputs, AddingEmitter, check=check)
-    return canonical_of(graph, type(module).__name__, memory, check=check)
+    return canonical_of(graph, type(module).__name__, memory, explicit=explicit, check=check)
 
 
-def canonical_of(graph: fx.GraphModule, name: str, memory: int = MEMORY, *, check: bool = True) -> CanonicalNetwork:
-    """The canonical network of a module of that name from its rewritten graph, with additions, in float64."""
+def canonical_of(
+    graph: fx.GraphModule, name: str, memory: int = MEMORY, *, explicit: bool = False, check: bool = True
+) -> CanonicalNetwork:
+    """The canonical network of a module of that name from its rewritten graph, with additions, in float64; the rest as
+    in `canonical`."""
+    kept: frozenset[fx.Node] = frozenset()
     shape = structure(graph)
-    needed = ENTRY * (shape.entries + 3 * shape.largest)
+    if not explicit and _bytes_of(shape) > memory:
+        kept = convolutions_of(graph)
+        shape = structure(graph, kept)
+    needed = _bytes_of(shape)
     if needed > memory:
         sizes = ", ".join(str(shape_of(n)[1:]) for n in graph.graph.nodes if n.op == "placeholder")
         raise SkipformError(
             f"{name}: its affine maps on inputs of {sizes} "
             f"may take {needed / 2**30:.1f} GiB; memory={memory / 2**30:.1f} GiB is accepted (smaller inputs, or more)"
         )
-    network = _Flattening(graph, shape).network()
+    flattening = _Flattening(graph, shape, kept)
+    network = flattening.network()
     if check:
-        _compare(graph, shape, network)
+        _compare(flattening, network)
     return network
 
 
-def _compare(graph: fx.GraphModule, shape: Structure, network: CanonicalNetwork) -> None:
+def _bytes_of(shape: Structure) -> int:
+    """Bytes that are needed at once to make the maps."""
+    return ENTRY * (shape.entries + 3 * shape.largest)
+
+
+def _compare(flattening: "_Flattening", network: CanonicalNetwork) -> None:
     """Raise InternalError, naming the first operation whose matrix is wrong, unless the network computes what the
     rewritten module does on three samples (see check.py)."""
-    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
-    points = samples([shape_of(n)[1:] for n in inputs])
+    graph = flattening.graph
+    points = samples([shape_of(n)[1:] for n in flattening.inputs])
     outputs = [rows(y, batch_dim(n)) for y, n in zip(tensors(graph(*points)), output_nodes(graph.graph), strict=True)]
     expected = torch.cat([y.expand(3, -1) for y in outputs], 1)
     given = replace(network, input_shape=None, output_shape=None)(torch.cat([x.reshape(3, -1) for x in points], 1))
     if not agree(expected, given, 0, AGREEMENT):
         original = Evaluation(graph.graph, points, graph).values
         allowed = deviations(graph.graph, points, original, graph)
-        first_difference(_Flattening(graph, shape).values_at(original), original, allowed)
+        again = _Flattening(graph, flattening.shape, flattening.kept)
+        first_difference(again.values_at(original), original, allowed)
 
 
 class _Flattening:
     """The walk over a rewritten graph; columns are numbered in the order in which coordinates appear."""
 
-    def __init__(self, graph: fx.GraphModule, shape: Structure):
-        self.graph, self.shape = graph, shape
+    def __init__(self, graph: fx.GraphModule, shape: Structure, kept: Set[fx.Node]):
+        self.graph, self.shape, self.kept = graph, shape, kept
         inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
         self.inputs = inputs
         self.in_features = sum(map(entries_of, inputs))
         self.columns = self.in_features + shape.relu_count
         self.opened = 0  # columns in use
-        self.layers: list[list[tuple[int, sparse.csr_array, np.ndarray]]] = [[] for _ in range(shape.depth)]
+        self.layers: list[list[tuple[int, fx.Node, sparse.csr_array, np.ndarray]]] = [[] for _ in range(shape.depth)]
         self.levels: dict[fx.Node, int] = {}
 
     def network(self) -> CanonicalNetwork:
@@ -222,6 +259,11 @@ class _Flattening:
                 state[matrix.indices] = rows(original[node], node.meta["batch_dim"]).T.numpy()
             elif node.op == "call_function":
                 value = torch.from_numpy(matrix @ state + bias[:, None]).T
+                target: Any = node.target
+                if node in self.kept:
+                    image = value.reshape(len(value), *shape_of(node.all_input_nodes[0])[1:])
+                    constants = [constant_of(self.graph, a) for a in node.args[1:] if a is not None]
+                    value = target(image, *constants, **node.kwargs).flatten(1)
                 yield node.meta["place"], node, from_rows(value, original[node], node.meta["batch_dim"])
 
     def _matrices(self) -> Iterator[tuple[fx.Node, sparse.csr_array, np.ndarray]]:
@@ -246,10 +288,11 @@ class _Flattening:
         if node.op == "placeholder":
             return self._open(entries_of(node))
         if node.target is torch.relu:
-            matrix, bias = values[sources[0]]
-            self.layers[self.levels[node]].append((self.opened, matrix, bias))
+            self.layers[self.levels[node]].append((self.opened, sources[0], *values[sources[0]]))
             self.levels[node] += 1
-            return self._open(len(bias))
+            return self._open(entries_of(node))
+        if node in self.kept:  # the image that is convolved
+            return values[sources[0]]
         if node.target is torch.add:
             (a, b), (c, d) = (values[n] if isinstance(n, fx.Node) else n for n in node.args[:2])
             alpha = node.kwargs.get("alpha", 1)
@@ -285,15 +328,16 @@ class _Flattening:
         to_end = np.zeros(self.columns, dtype=np.int64)
         size = self.in_features
         to_end[:size] = np.arange(size, 0, -1)
-        layers = []
+        layers: list[Affine] = []
         for parts in self.layers:
-            weight, shift = _stacked([(m, b) for _, m, b in parts])
-            layers.append(_affine(weight, shift, to_end, size))
-            top = size + len(shift)
-            for start, _, b in parts:
-                to_end[start : start + len(b)] = np.arange(top, top - len(b), -1)
-                top -= len(b)
-            size += len(shift)
+            rows = _affine(*_stacked([(matrix, bias) for *_, matrix, bias in parts]), to_end, size)
+            layers.append(self._convolved(parts[0][1], rows) if parts[0][1] in self.kept else rows)
+            size += layers[-1].out_features
+            top = size
+            for start, source, *_ in parts:
+                count = entries_of(source)
+                to_end[start : start + count] = np.arange(top, top - count, -1)
+                top -= count
         readout = _affine(matrix, bias, to_end, size)
         one_in, one_out = len(self.inputs) == 1, len(outputs) == 1 and outputs[0].meta.get("batch_dim") == 0
         return CanonicalNetwork(
@@ -302,6 +346,21 @@ class _Flattening:
             shape_of(self.inputs[0])[1:] if one_in else None,
             shape_of(outputs[0])[1:] if one_out else None,
         )
+
+    def _convolved(self, node: Any, image: Affine) -> Convolved:
+        """The convolution `node` of an image."""
+        weight, *bias = (constant_of(self.graph, a).numpy() for a in node.args[1:] if a is not None)
+        window, how = weight.shape[2:], node.kwargs
+        dilation = how.get("dilation", 1)
+        geometry = Geometry(
+            image=shape_of(node.args[0])[1:],
+            places=shape_of(node)[2:],
+            stride=per_axis(how.get("stride", 1), len(window)),
+            before=before_of(how.get("padding", 0), dilation, window),
+            dilation=per_axis(dilation, len(window)),
+            groups=how.get("groups", 1),
+        )
+        return Convolved(weight, bias[0] if bias else np.zeros(len(weight)), image, geometry)
 
 
 def moved_rows(graph: fx.GraphModule, node: Any, sources: Sequence[fx.Node]) -> np.ndarray:
@@ -346,57 +405,17 @@ def matrix_of(graph: fx.GraphModule, node: Any, source: fx.Node) -> tuple[sparse
         weight, bias = arguments[1], arguments[2] if len(arguments) > 2 else None
         how: dict[str, Any] = dict(node.kwargs)
         how.pop("output_padding", None)
+        how["padding"] = before_of(how.get("padding", 0), how.get("dilation", 1), weight.shape[2:])
         if target in TRANSPOSED.values():  # the transpose of the convolution from its outputs to its inputs
-            matrix = convolution_matrix(shape_of(node)[1:], weight, shape[2:], **how).T.tocsr()
+            matrix = convolution_matrix(shape_of(node)[1:], weight.numpy(), shape[2:], **how).T.tocsr()
         else:
-            matrix = convolution_matrix(shape[1:], weight, shape_of(node)[2:], **how)
+            matrix = convolution_matrix(shape[1:], weight.numpy(), shape_of(node)[2:], **how)
         if shape[0] > 1:
             matrix = sparse.kron(sparse.eye_array(shape[0]), matrix, format="csr")
         places = math.prod(shape_of(node)[2:])
         constant = np.zeros(rows) if bias is None else np.tile(np.repeat(bias.numpy(), places), shape[0])
         return matrix, constant
     return _probed(target, arguments, dict(node.kwargs), node, source)
-
-
-def convolution_matrix(
-    shape: Sequence[int],
-    weight: Tensor,
-    places: Sequence[int],
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> sparse.csr_array:
-    """The convolution of an image (c, *spatial) with weight (o, c/groups, *kernel) onto `places` output positions, as a
-    matrix (o * places, c * spatial): row (o, p) holds weight[o, :, q] in the columns of pixel p stride - padding + q
-    dilation, where that is inside the image."""
-    channels, *spatial = shape
-    kernel = list(weight.shape[2:])
-    rank = len(spatial)
-    stride, dilation = ([v] * rank if isinstance(v, int) else [*v] * (rank // len(v)) for v in (stride, dilation))
-    if padding == "same":
-        padding = [d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True)]
-    padding = (
-        [0] * rank
-        if padding == "valid"
-        else [padding] * rank
-        if isinstance(padding, int)
-        else [*padding] * (rank // len(padding))
-    )
-    pixel, inside = np.zeros((1, 1), dtype=np.int64), np.ones((1, 1), dtype=bool)  # places x kernel, axis by axis
-    for n, k, m, s, p, d in zip(spatial, kernel, places, stride, padding, dilation, strict=True):
-        position = np.arange(m)[:, None] * s - p + np.arange(k) * d
-        valid = (position >= 0) & (position < n)
-        size = (len(pixel) * m, pixel.shape[1] * k)
-        pixel = (pixel[:, None, :, None] * n + position[None, :, None, :]).reshape(size)
-        inside = (inside[:, None, :, None] & valid[None, :, None, :]).reshape(size)
-    w = weight.numpy().reshape(groups, -1, 1, channels // groups, pixel.shape[1])  # g o 1 c q
-    column = np.arange(channels).reshape(groups, 1, 1, -1, 1) * math.prod(spatial) + pixel[:, None, :]  # g 1 p c q
-    nonzero = (w != 0) & inside[:, None, :]  # g o p c q
-    data = np.broadcast_to(w, nonzero.shape)[nonzero]
-    indices = np.broadcast_to(column, nonzero.shape)[nonzero]
-    indptr = np.concatenate([[0], np.cumsum(nonzero.sum(axis=(3, 4)).ravel())])
-    return sparse.csr_array((data, indices, indptr), shape=(len(indptr) - 1, channels * math.prod(spatial)))
 
 
 def _probed(

@@ -110,7 +110,7 @@ def prepared(
     from skipform.compiler.flatten import canonical  # the compiler is only needed for torch modules
 
     module = on_cpu(f).double()
-    network = canonical(module, example.detach().cpu().double()[None], memory, check=check)
+    network = canonical(module, example.detach().cpu().double()[None], memory, explicit=True, check=check)
     if network.output_shape is None:
         raise SkipformError(f"{command}: a net of one output, batch first, is accepted")
     return network, lambda x: module(torch.from_numpy(x).reshape(len(x), *example.shape)).reshape(len(x), -1).numpy()

@@ -53,7 +53,7 @@ def pooled(net: nn.Module, example: Tensor, memory: int, check: bool) -> PooledN
     windows: list[int] = []
     places: list[int] = []
     for part in _parts(net):
-        own = canonical(part, x, memory, check=check)
+        own = canonical(part, x, memory, explicit=True, check=check)
         if isinstance(part, nn.MaxPool2d):
             cells = _windows(part, x)
             layers.append(readout.take(cells.flatten().tolist()))

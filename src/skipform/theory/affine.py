@@ -85,6 +85,11 @@ class Affine:
         return self.bias.dtype == object
 
     @property
+    def columns(self) -> np.ndarray:
+        """The coordinates of x that W x + b depends on, some of them several times."""
+        return self.indices
+
+    @property
     def weight(self) -> sparse.csr_array:
         """W in float64, (m, d)."""
         data = self.data.astype(np.float64)

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine, block_diagonal, fractions, hstack, identity, vstack
+from skipform.theory.convolved import Convolved, Geometry
 
 FORMAT = "skipform-canonical-1"
 
@@ -106,7 +107,7 @@ class CanonicalNetwork:
         counts = []
         for layer in reversed(self.affine_maps):
             tail = read[total - layer.in_features :]
-            tail[layer.indices] = True
+            tail[layer.columns] = True
             counts.append(int(tail.sum()))
         return tuple(reversed(counts))
 
@@ -166,17 +167,21 @@ class CanonicalNetwork:
     def save(self, path: str | Path) -> None:
         """Write the network as safetensors; Fractions as text, so that nothing is rounded."""
         tensors: dict[str, np.ndarray] = {}
+        convolutions = {}
         for k, a in enumerate(self.affine_maps):
+            if isinstance(a, Convolved):
+                convolutions[str(k)] = {"kernel": a.kernel.shape} | asdict(a.geometry)
+                tensors |= {f"{k}.kernel": a.kernel.ravel(), f"{k}.shift": a.shift}
+                a = a.inner
             tensors[f"{k}.indptr"], tensors[f"{k}.indices"] = a.indptr.astype(np.int64), a.indices.astype(np.int64)
             for name, values in (("data", a.data), ("bias", a.bias)):
-                text = " ".join(map(str, values)).encode()
-                tensors[f"{k}.{name}"] = np.frombuffer(text, np.uint8) if self.is_exact else values
+                tensors[f"{k}.{name}"] = _as_text(values) if self.is_exact else values
         header = {
             "exact": self.is_exact,
             "in_features": [a.in_features for a in self.affine_maps],
             "input_shape": self.input_shape,
             "output_shape": self.output_shape,
-        }
+        } | ({"convolutions": convolutions} if convolutions else {})
         header["sha256"] = _digest(header, tensors)
         # One entry: safetensors writes several in an order that differs from process to process.
         save_file(tensors, path, metadata={FORMAT: json.dumps(header)})
@@ -196,7 +201,11 @@ class CanonicalNetwork:
                     )
                 # Under "network" it stood before the metadata was one entry.
                 header = _header(path, metadata.get(FORMAT, metadata.get("network", "")))
+                convolutions = header.get("convolutions", {})
                 names = {f"{k}.{part}" for k in range(len(header["in_features"])) for part in PARTS}
+                names |= {f"{k}.{part}" for k in convolutions for part in KERNEL}
+                if not convolutions.keys() <= {str(k) for k in range(len(header["in_features"]))}:
+                    raise SkipformError(f"{path}: its header names a convolution that is none of its affine maps")
                 if names != set(file.keys()):
                     raise SkipformError(f"{path}: holds other arrays than the {len(names)} of its affine maps")
                 tensors = {name: file.get_tensor(name) for name in sorted(names)}
@@ -205,12 +214,13 @@ class CanonicalNetwork:
         digest = header.pop("sha256", None)
         if digest is not None and digest != _digest(header, tensors):
             raise SkipformError(f"{path}: damaged, its content is not that of its checksum; write the file again")
-        maps = [
-            _loaded(
-                f"{path}: affine map {k}", {part: tensors[f"{k}.{part}"] for part in PARTS}, features, header["exact"]
-            )
-            for k, features in enumerate(header["in_features"])
-        ]
+        maps: list[Affine] = []
+        for k, features in enumerate(header["in_features"]):
+            where = f"{path}: affine map {k}"
+            own = _loaded(where, {part: tensors[f"{k}.{part}"] for part in PARTS}, features, header["exact"])
+            if (geometry := convolutions.get(str(k))) is not None:
+                own = _convolved(where, tensors[f"{k}.kernel"], tensors[f"{k}.shift"], own, geometry)
+            maps.append(own)
         shapes = [tuple(header[name]) if header[name] is not None else None for name in ("input_shape", "output_shape")]
         try:
             return CanonicalNetwork(tuple(maps[:-1]), maps[-1], *shapes)
@@ -219,6 +229,12 @@ class CanonicalNetwork:
 
 
 PARTS = ("indptr", "indices", "data", "bias")  # of an affine map in a file
+KERNEL = ("kernel", "shift")  # of one that is a convolution of that map, besides
+
+
+def _as_text(values: np.ndarray) -> np.ndarray:
+    """The bytes of Fractions as text, separated by spaces."""
+    return np.frombuffer(" ".join(map(str, values)).encode(), np.uint8)
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
@@ -242,14 +258,23 @@ def _header(path: str | Path, text: str) -> dict[str, Any]:
     def is_sizes(value: Any) -> bool:
         return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)
 
+    def is_convolutions(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            isinstance(sizes, dict)
+            and sizes.keys() == {"kernel", *(field.name for field in fields(Geometry))}
+            and all(is_sizes([size] if name == "groups" else size) for name, size in sizes.items())
+            for sizes in value.values()
+        )
+
     kinds = {
         "exact": lambda value: isinstance(value, bool),
         "in_features": lambda value: is_sizes(value) and len(value) > 0,
         "input_shape": lambda value: value is None or is_sizes(value),
         "output_shape": lambda value: value is None or is_sizes(value),
         "sha256": lambda value: isinstance(value, str),
+        "convolutions": is_convolutions,
     }
-    if not isinstance(header, dict) or header.keys() | {"sha256"} != kinds.keys():
+    if not isinstance(header, dict) or header.keys() | {"sha256", "convolutions"} != kinds.keys():
         raise SkipformError(f"{path}: its header has other entries than {', '.join(kinds)}")
     for name, value in header.items():
         if not kinds[name](value):
@@ -261,9 +286,7 @@ def _loaded(where: str, arrays: dict[str, np.ndarray], in_features: int, exact: 
     """The affine map of arrays that a file holds, after checking all that SciPy takes for granted."""
     number = np.dtype(np.uint8 if exact else np.float64)
     for name, array in arrays.items():
-        accepted = number if name in ("data", "bias") else np.dtype(np.int64)
-        if array.dtype != accepted or array.ndim != 1:
-            raise SkipformError(f"{where}: {name} has {array.dtype} {array.shape}; accepted: {accepted} (n,)")
+        _check_array(f"{where}: {name}", array, number if name in ("data", "bias") else np.dtype(np.int64))
     indptr, indices = arrays["indptr"], arrays["indices"]
     data, bias = (_rationals(f"{where}: {name}", arrays[name]) if exact else arrays[name] for name in ("data", "bias"))
     if len(indptr) != len(bias) + 1 or indptr[0] != 0 or indptr[-1] != len(indices) or len(indices) != len(data):
@@ -282,6 +305,29 @@ def _loaded(where: str, arrays: dict[str, np.ndarray], in_features: int, exact: 
     if not exact and not (np.isfinite(data).all() and np.isfinite(bias).all()):
         raise SkipformError(f"{where}: an entry is NaN or infinite; accepted: finite numbers")
     return Affine(indptr, indices, data, bias, in_features)
+
+
+def _check_array(where: str, array: np.ndarray, dtype: np.dtype) -> None:
+    if array.dtype != dtype or array.ndim != 1:
+        raise SkipformError(f"{where} has {array.dtype} {array.shape}; accepted: {dtype} (n,)")
+
+
+def _convolved(where: str, kernel: np.ndarray, shift: np.ndarray, image: Affine, sizes: dict[str, Any]) -> Convolved:
+    """The convolution of an image, from the arrays and the sizes that a file holds."""
+    for name, array in (("kernel", kernel), ("shift", shift)):
+        _check_array(f"{where}: {name}", array, np.dtype(np.float64))
+        if not np.isfinite(array).all():
+            raise SkipformError(f"{where}: an entry of its {name} is NaN or infinite; accepted: finite numbers")
+    if image.is_exact:
+        raise SkipformError(f"{where}: a convolution of Fractions; accepted: one in float64")
+    if math.prod(sizes["kernel"]) != len(kernel):
+        raise SkipformError(f"{where}: a kernel {tuple(sizes['kernel'])} with {len(kernel)} entries")
+    geometry: Any = {name: tuple(size) if isinstance(size, list) else size for name, size in sizes.items()}
+    window = geometry.pop("kernel")
+    try:
+        return Convolved(kernel.reshape(window), shift, image, Geometry(**geometry))
+    except SkipformError as error:
+        raise SkipformError(f"{where}: {error}") from None
 
 
 def _rationals(where: str, array: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def _of(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings) -> tu
     lower = None
     if settings.box is not None:
         lower = np.concatenate([bounds_of(settings.box, x.shape[1:])[0].ravel() for x in inputs])
-    canonical = canonical_of(graph, type(module).__name__, settings.memory, check=settings.check)
+    canonical = canonical_of(graph, type(module).__name__, settings.memory, explicit=True, check=settings.check)
     return graph, chain(canonical, lower)
 
 
