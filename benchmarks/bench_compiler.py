@@ -7,8 +7,8 @@
 A ratio is that of the medians over ROUNDS rounds, in which original and rewritten network alternate, in float32.
 
 Why a row of `grammar` is above 3. On a CPU torch.compile writes every concatenation to memory, like eager torch: a
-maximum x, y -> relu(x - y) + y is two of them with a product each, which move sixteen times the bytes of the result, and
-torch.maximum, or the sums of keep_add (Proposition 1), which fuse into one pass, three times.
+maximum x, y -> relu(x - y) + y is two of them with a product each, which move sixteen times the bytes of the result;
+torch.maximum, or the sums of keep_add (Proposition 1), which fuse into one pass, move three times as many.
 
 max pooling, maximum of halves    that, once per layer of the tree; torch's own pooling reads the image once
 global max pooling                twelve layers
