@@ -134,7 +134,7 @@ for axes, (variant, part) in zip(grid.flat, panels, strict=False):
     axes.fill_between(regions.index, pieces.min(), pieces.max(), color=style.PALE, linewidth=0)
     axes.plot(regions.index, regions, color=style.BLUE, linestyle=(0, (4, 1.5)), linewidth=1)
     axes.plot(regions.index, pieces.median(), color=style.INK, linewidth=1.2)
-    axes.set_title(title_of(str(variant)), fontsize=7, pad=2)
+    axes.set_title(title_of(str(variant)), fontsize=7, pad=4, x=-0.3)  # long names begin above the numbers
     axes.set_ylim(bottom=0)
     axes.tick_params(labelsize=6.5)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
