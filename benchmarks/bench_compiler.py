@@ -12,7 +12,7 @@ torch.maximum, or the sums of keep_add (Proposition 1), which fuse into one pass
 
 max pooling, maximum of halves    that, once per layer of the tree; torch's own pooling reads the image once
 global max pooling                twelve layers
-average pooling                   a convolution channel by channel, for which torch has no fast code; the average is one
+average pooling                   a matrix for each band of rows, of whose entries most are zeros
 relu6                             two ReLUs with a convolution each, and memory alone decides: 2.1 with additions kept
 
 Where convolutions dominate, as in resnet18, none of this matters.

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from random_modules import run
 from torch import nn
 
@@ -117,3 +118,28 @@ def test_many_large_constants_in_many_modules_in_a_row():
             if seed < 2:
                 assert torch.equal(torch.as_tensor(canonical(module, x, check=False)(x)), expected)
                 assert torch.equal(run(Program.of(module, x[0], check=False), x), expected)
+
+
+AVERAGES = {  # kernel, sizes, further arguments: whether it is the matrix of a band of rows
+    "a band of 256 entries": ((2, 2), (4, 128), {}, True),
+    "a band of 260": ((2, 2), (4, 130), {}, False),
+    "windows of 3 x 2": ((3, 2), (6, 8), {}, True),
+    "windows of whole columns": ((6, 1), (6, 5), {}, True),
+    "another divisor": ((2, 2), (6, 8), {"divisor_override": 8}, True),
+    "a row left over": ((2, 2), (7, 8), {}, False),
+    "a column left over": ((2, 2), (6, 9), {}, False),
+    "windows that overlap": ((2, 2), (6, 8), {"stride": 1}, False),
+    "padding": ((2, 2), (6, 8), {"padding": 1}, False),
+}
+
+
+@pytest.mark.parametrize("case", AVERAGES)
+def test_an_average_is_the_matrix_of_a_band_or_a_convolution(case):
+    kernel, size, further, band = AVERAGES[case]
+    module, x = Function(lambda x: F.avg_pool2d(x, kernel, **further)), 12 * whole_numbers(3, 2, *size)
+    plain = rewrite(module, x[:1])
+    assert (F.linear in {node.target for node in plain.graph.nodes}) == band
+    # At most six products with one rounded factor, and their sums: a dozen roundings of numbers up to 12.
+    torch.testing.assert_close(plain(x), module(x), rtol=0, atol=1e-14)
+    unbatched = Function(lambda x: F.avg_pool2d(x[:, 0], kernel, **further))  # the channels are the batch
+    torch.testing.assert_close(rewrite(unbatched, x[:1])(x), unbatched(x), rtol=0, atol=1e-14)
