@@ -81,15 +81,9 @@ def pad(
 
 
 def amax(e: Emitter, x: fx.Node, dim: Any = (), keepdim: bool = False) -> fx.Node:
-    """The maximum over dimensions. Adjacent ones are merged into one, over which compiled code takes half the time."""
     dims = dims_of(x, dim)
     e.not_batch(x, *dims)
-    first, last = dims[0], dims[-1]
-    if dims != [*range(first, last + 1)]:
-        return e.emit(torch.amax, x, tuple(dims), keepdim)
-    sizes = e.sizes(x)
-    merged = e.reshape(x, [*sizes[:first], math.prod(sizes[first : last + 1]), *sizes[last + 1 :]])
-    return e.reshape(e.emit(torch.amax, merged, first, False), result_sizes(e))
+    return e.emit(torch.amax, x, tuple(dims), keepdim)
 
 
 def max_pool(
