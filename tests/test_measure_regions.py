@@ -1,6 +1,7 @@
 """Exact regions on a line and on a plane, against rational arithmetic, on generic and on degenerate nets."""
 
 from fractions import Fraction
+from importlib import import_module
 from itertools import pairwise
 from random import Random
 
@@ -205,7 +206,9 @@ def test_counting_in_blocks_counts_the_same() -> None:
     assert done[-1] == pytest.approx(1.0, abs=1e-9)  # the sum of 7,000 areas, each rounded
 
 
-def test_polygons_tile_the_box_and_carry_their_affine_maps() -> None:
+@pytest.mark.parametrize("block", [1, 1000, 1 << 21])  # numbers: one region at a time, several, all of them
+def test_polygons_tile_the_box_and_carry_their_affine_maps(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("skipform.measure.plane"), "_BLOCK", block)
     net = mlp(16, 2)
     box = (-2.0, 1.0, 0.0, 3.0)
     regions = plane(net, torch.zeros(2), torch.eye(2)[0], torch.eye(2)[1], box)

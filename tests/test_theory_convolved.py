@@ -100,12 +100,12 @@ class Branches(nn.Module):
         return self.d(z.relu() + z).relu()
 
 
-def test_a_layer_is_kept_if_it_is_one_convolution_that_its_relu_alone_reads():
+def test_a_layer_stays_a_convolution_if_it_is_one_convolution_that_its_relu_alone_reads():
     module, x = Branches().double().eval(), torch.randn(2, 2, 5, 5, dtype=torch.float64)
     graph = rewrite(module, x, "keep_add")
-    kept = convolutions_of(graph)
-    assert len(kept) == 1
-    needed, less = bytes_of(structure(graph)), bytes_of(structure(graph, kept))
+    nodes = convolutions_of(graph)
+    assert len(nodes) == 1
+    needed, less = bytes_of(structure(graph)), bytes_of(structure(graph, nodes))
     network = canonical(module, x, memory=needed - 1)
     assert [type(a) for a in network.affine_maps] == [Affine, Affine, Convolved, Affine]
     with torch.no_grad():
@@ -136,27 +136,27 @@ def pair():
 
 
 def test_both_forms_are_the_same_network(pair):
-    net, x, kept, matrices = pair
-    assert sum(isinstance(a, Convolved) for a in kept.affine_maps) == 8
-    assert (kept.widths, kept.carried) == (matrices.widths, matrices.carried)
+    net, x, convolved, matrices = pair
+    assert sum(isinstance(a, Convolved) for a in convolved.affine_maps) == 8
+    assert (convolved.widths, convolved.carried) == (matrices.widths, matrices.carried)
     with torch.no_grad():
-        assert torch.allclose(kept(x), net(x), rtol=1e-12, atol=0)
-    for a, b in zip(kept.affine_maps, matrices.affine_maps, strict=True):
+        assert torch.allclose(convolved(x), net(x), rtol=1e-12, atol=0)
+    for a, b in zip(convolved.affine_maps, matrices.affine_maps, strict=True):
         assert np.array_equal(a.indptr, b.indptr)
         assert np.array_equal(a.indices, b.indices)
         assert np.allclose(a.data, b.data, rtol=1e-12, atol=0)
         assert np.allclose(a.bias, b.bias, rtol=1e-12, atol=0)
-    assert kept.float().affine_maps[0] is kept.affine_maps[0]
+    assert convolved.float().affine_maps[0] is convolved.affine_maps[0]
 
 
 def test_saved_and_loaded_it_is_the_same_network(pair, tmp_path):
-    _, x, kept, matrices = pair
-    for name, network in (("kept", kept), ("matrices", matrices)):
+    _, x, convolved, matrices = pair
+    for name, network in (("convolved", convolved), ("matrices", matrices)):
         network.save(tmp_path / name)
         assert torch.equal(CanonicalNetwork.load(tmp_path / name)(x), network(x))
     assert "convolutions" not in header_of(tmp_path / "matrices")
-    kept.save(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "kept").read_bytes()
+    convolved.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "convolved").read_bytes()
 
 
 def header_of(path):
@@ -177,7 +177,7 @@ def small():
     return network, x, (net, x)
 
 
-def test_a_wrong_matrix_after_a_kept_convolution_is_named(small, monkeypatch):
+def test_a_wrong_matrix_after_a_convolution_is_named(small, monkeypatch):
     matrix = flatten.matrix_of
     monkeypatch.setattr(flatten, "matrix_of", lambda *node: (2 * matrix(*node)[0], matrix(*node)[1]))
     with pytest.raises(InternalError, match=r"^linear at 3 .*differs by"):

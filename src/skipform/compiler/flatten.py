@@ -75,10 +75,10 @@ class Structure:
     largest: int
 
 
-def structure(graph: fx.GraphModule, kept: Set[fx.Node] = frozenset()) -> Structure:
+def structure(graph: fx.GraphModule, convolutions: Set[fx.Node] = frozenset()) -> Structure:
     """Depth, widths and carried state of the canonical network of a rewritten module (`rewrite`), in milliseconds.
 
-    kept: convolutions whose matrices are not made (`convolutions_of`)."""
+    convolutions: convolutions whose matrices are not made (`convolutions_of`)."""
     levels: dict[fx.Node, int] = {}  # ReLU layers below the tensor
     reads: dict[fx.Node, frozenset[fx.Node]] = {}  # the inputs and ReLUs that the tensor is an affine function of
     entries: dict[fx.Node, float] = {}
@@ -97,7 +97,7 @@ def structure(graph: fx.GraphModule, kept: Set[fx.Node] = frozenset()) -> Struct
         elif sources:
             levels[node] = max(levels[n] for n in sources)
             reads[node] = frozenset().union(*(reads[n] for n in sources))
-            if node in kept:
+            if node in convolutions:
                 entries[node] = entries[sources[0]] + constant_of(graph, node.args[1]).numel()
             else:
                 entries[node] = _entries(graph, node, sources, entries, sum(map(entries_of, reads[node])))
@@ -193,11 +193,11 @@ def canonical_of(
 ) -> CanonicalNetwork:
     """The canonical network of a module of that name from its rewritten graph, with additions, in float64; the rest as
     in `canonical`."""
-    kept: frozenset[fx.Node] = frozenset()
+    convolutions: frozenset[fx.Node] = frozenset()
     shape = structure(graph)
     if not explicit and _bytes_of(shape) > memory:
-        kept = convolutions_of(graph)
-        shape = structure(graph, kept)
+        convolutions = convolutions_of(graph)
+        shape = structure(graph, convolutions)
     needed = _bytes_of(shape)
     if needed > memory:
         sizes = ", ".join(str(shape_of(n)[1:]) for n in graph.graph.nodes if n.op == "placeholder")
@@ -205,7 +205,7 @@ def canonical_of(
             f"{name}: its affine maps on inputs of {sizes} "
             f"may take {needed / 2**30:.1f} GiB; memory={memory / 2**30:.1f} GiB is accepted (smaller inputs, or more)"
         )
-    flattening = _Flattening(graph, shape, kept)
+    flattening = _Flattening(graph, shape, convolutions)
     network = flattening.network()
     if check:
         _compare(flattening, network)
@@ -228,15 +228,15 @@ def _compare(flattening: "_Flattening", network: CanonicalNetwork) -> None:
     if not agree(expected, given, 0, AGREEMENT):
         original = Evaluation(graph.graph, points, graph).values
         allowed = deviations(graph.graph, points, original, graph)
-        again = _Flattening(graph, flattening.shape, flattening.kept)
+        again = _Flattening(graph, flattening.shape, flattening.convolutions)
         first_difference(again.values_at(original), original, allowed)
 
 
 class _Flattening:
     """The walk over a rewritten graph; columns are numbered in the order in which coordinates appear."""
 
-    def __init__(self, graph: fx.GraphModule, shape: Structure, kept: Set[fx.Node]):
-        self.graph, self.shape, self.kept = graph, shape, kept
+    def __init__(self, graph: fx.GraphModule, shape: Structure, convolutions: Set[fx.Node]):
+        self.graph, self.shape, self.convolutions = graph, shape, convolutions
         inputs = [n for n in graph.graph.nodes if n.op == "placeholder"]
         self.inputs = inputs
         self.in_features = sum(map(entries_of, inputs))
@@ -260,7 +260,7 @@ class _Flattening:
             elif node.op == "call_function":
                 value = torch.from_numpy(matrix @ state + bias[:, None]).T
                 target: Any = node.target
-                if node in self.kept:
+                if node in self.convolutions:
                     image = value.reshape(len(value), *shape_of(node.all_input_nodes[0])[1:])
                     constants = [constant_of(self.graph, a) for a in node.args[1:] if a is not None]
                     value = target(image, *constants, **node.kwargs).flatten(1)
@@ -291,7 +291,7 @@ class _Flattening:
             self.layers[self.levels[node]].append((self.opened, sources[0], *values[sources[0]]))
             self.levels[node] += 1
             return self._open(entries_of(node))
-        if node in self.kept:  # the image that is convolved
+        if node in self.convolutions:  # the image that is convolved
             return values[sources[0]]
         if node.target is torch.add:
             (a, b), (c, d) = (values[n] if isinstance(n, fx.Node) else n for n in node.args[:2])
@@ -331,7 +331,7 @@ class _Flattening:
         layers: list[Affine] = []
         for parts in self.layers:
             rows = _affine(*_stacked([(matrix, bias) for *_, matrix, bias in parts]), to_end, size)
-            layers.append(self._convolved(parts[0][1], rows) if parts[0][1] in self.kept else rows)
+            layers.append(self._convolved(parts[0][1], rows) if parts[0][1] in self.convolutions else rows)
             size += layers[-1].out_features
             top = size
             for start, source, *_ in parts:

@@ -1,6 +1,6 @@
-"""An affine map that is kept as a convolution of an image: y = w * (V z + c) + t, stored without its matrix.
+"""An affine map that is stored as a convolution of an image, without its matrix: y = w * (V z + c) + t.
 
-The matrix of a convolution has one row for each pixel of the result. Kept as a product it takes the memory of its
+The matrix of a convolution has one row for each pixel of the result. As a convolution the map takes the memory of its
 kernel: the canonical network of VGG-16 on images of 32 x 32 takes an eighth of a GiB, and not nine.
 
 c channels, o output channels, g groups.
