@@ -29,6 +29,7 @@ from torch import nn
 from skipform.compiler.flatten import canonical
 from skipform.compiler.rewrite import rewrite
 from skipform.compiler.rules import RULES
+from skipform.compiler.targets.grammar import StrictEmitter
 from skipform.errors import SkipformError
 from skipform.measure.program import Program
 
@@ -42,8 +43,13 @@ def test_every_operation_of_the_table_has_a_generator_or_a_reason():
 @pytest.mark.parametrize("part", range(5))
 def test_every_generator_reaches_the_rule_of_its_name(part, monkeypatch):
     reached = set()
-    for name, rule in RULES.items():
-        monkeypatch.setitem(RULES, name, lambda *args, _r=rule, _n=name, **how: (reached.add(_n), _r(*args, **how))[1])
+
+    def watched(name, rule):
+        return lambda *args, **how: (reached.add(name), rule(*args, **how))[1]
+
+    for table in (RULES, StrictEmitter.rules):  # the target has rules of its own
+        for name, rule in table.items():
+            monkeypatch.setitem(table, name, watched(name, rule))
     names = sorted(GENERATORS)[part::5]
 
     def draw(chosen):
