@@ -45,7 +45,7 @@ def theorems() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """The results of `skipform verify`: one row per statement of the paper, one per layer built from ReLUs, and one per
     depth from 2 to 5: of how many numbers it takes the maximum."""
     results = json.loads((ROOT / "measures" / "theorems.json").read_text())
-    columns = ["layers", "tree", "published", "ours", "relus"]
+    columns = ["layers", "tree", "published", *(n + r for n in ("five", "six", "eight") for r in ("", "_relus"))]
     maxima = pd.DataFrame(results.get("maxima", ()), columns=columns)
     return pd.DataFrame(results["statements"]), pd.DataFrame(results["constructors"]), maxima
 

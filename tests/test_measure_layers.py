@@ -1,6 +1,5 @@
 """Ranks layer by layer and of projected Jacobians, and what of the nets of every task is measured."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -196,20 +195,6 @@ def paper_subject(task: str, net: nn.Module) -> tuple[Tensor, nn.Module]:
     with torch.device("meta"):
         mapped = on_embeddings(net, [[torch.ones(TOKENS, dtype=torch.int64)] * texts]).net
     return torch.empty(TOKENS * texts, width, device="meta"), mapped
-
-
-def test_the_certificates_are_proved_and_false_ones_are_not(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    folder = Path(__file__).parents[1] / "paper" / "certificates"
-    good = subprocess.run([sys.executable, folder / "check.py", folder / "max5.json", folder / "max12.json"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert "the maximum of 12 in 3 layers, 59 ReLUs" in good.stdout
-    data = json.loads((folder / "max5.json").read_text())
-    data["layers"][-1][0]["terms"][-1]["weight"] = "-1/3"
-    (tmp_path / "bad.json").write_text(json.dumps(data))
-    assert subprocess.run([sys.executable, folder / "check.py", tmp_path / "bad.json"], capture_output=True).returncode
 
 
 class Queries(nn.Module):

@@ -12,12 +12,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from skipform.errors import SkipformError
-from skipform.theory import pooling, rounding
+from skipform.theory import eight, pooling, rounding
+from skipform.theory.shallow import shallow_depth, shallow_layers
 from skipform.theory.trees import half_tree, pair_tree, tree_depth
 
 # Sixty-three rationals, drawn by index: quick to draw, often equal, zero among them.
 rationals = st.integers(-31, 31).map(lambda k: Fraction(k, 1 + abs(k) % 7))
 POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+SIX = pooling.shallow_maximum(6, exact=True)
 AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
@@ -84,17 +86,94 @@ def test_the_maximum_of_five_by_symmetric_features_is_the_same_function():
         assert total / 120 == max(numbers) == pooling.shallow_maximum(5, exact=True)(numbers)[0]
 
 
-@pytest.mark.parametrize("n", range(4, 12))
-def test_the_shallow_maximum_meets_the_bound_of_log3_up_to_eleven(n):
-    assert pooling.shallow_maximum(n).depth == ceil(log(n - 2, 3) - 1e-9) + 1 == pooling.depth_bound(n)
+@pytest.mark.parametrize("n", [*range(4, 20), 28, 29, 30, 31, 54, 55, 81, 82, 83, 84, 162, 163])
+def test_the_shallow_maximum_never_takes_more_layers_than_the_bound_of_log3(n):
+    assert pooling.depth_bound(n) == ceil(log(n - 2, 3) - 1e-9) + 1
+    assert len(shallow_layers([tuple(range(n))])) == shallow_depth(n) == sum(n > 2 * 3**k for k in range(6)) + 1
+    k = shallow_depth(n)
+    assert shallow_depth(n) == pooling.depth_bound(n) - (3 ** (k - 1) + 3 <= n <= 2 * 3 ** (k - 1))
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(rationals, min_size=1, max_size=32))
-def test_the_shallow_maximum_takes_five_twelve_and_thirty_numbers_in_two_three_and_four_layers(numbers):
+@given(st.lists(rationals, min_size=1, max_size=32).filter(lambda numbers: len(numbers) not in range(15, 19)))
+def test_the_shallow_maximum_is_the_maximum(numbers):
     network = pooling.shallow_maximum(len(numbers), exact=True)
-    assert network.depth == sum(len(numbers) > most for most in (1, 2, 5, 12, 30))
+    assert network.depth == shallow_depth(len(numbers)) == sum(len(numbers) > most for most in (1, 2, 6, 18))
     assert network(numbers)[0] == max(numbers)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(rationals, min_size=6, max_size=6))
+def test_the_maximum_of_six_takes_two_layers(numbers):
+    network = SIX
+    assert network.widths == (15, 72)
+    assert network(numbers)[0] == max(numbers)
+
+
+def test_the_maximum_of_eighteen_takes_three_layers():
+    network = pooling.shallow_maximum(18, exact=True)
+    assert network.widths == (153, 1080, 72)
+    generator = np.random.default_rng(0)
+    for largest in (2, 5, 10**6):
+        numbers = [Fraction(n) for n in generator.integers(-largest, largest, 18).tolist()]
+        assert network(numbers)[0] == max(numbers)
+
+
+def test_the_sum_over_six_groups_is_the_formula_of_its_theorem():
+    def formula(*x):
+        other = (1, 0, 3, 2, 5, 4)
+        m = {(i, j): max(x[i], x[j]) for i in range(6) for j in range(6)}
+        triples = [
+            (i, j, k) for i in range(6) for j in range(6) for k in range(6) if len({i // 2, j // 2, k // 2}) == 3
+        ]
+        total = Fraction(sum(m[i, j] for i in range(6) for j in range(i) if i // 2 != j // 2))
+        for i, j, k in triples:  # all 48, so that each term is counted as often as its symmetries say
+            total += Fraction(2, 4) * relu(m[i, other[i]] - m[j, k])
+            total += Fraction(1, 2) * relu(m[i, j] + m[i, other[j]] - m[i, k] - m[other[i], other[k]])
+            total -= Fraction(1, 2) * relu(m[i, j] + m[other[i], other[j]] - m[i, k] - m[j, other[k]])
+            total -= Fraction(1, 8) * relu(m[i, j] + m[i, other[j]] - m[other[i], k] - m[other[i], other[k]])
+        return total / 12
+
+    def relu(t):
+        return max(t, 0)
+
+    generator = np.random.default_rng(0)
+    for largest in (1, 3, 50):
+        for numbers in generator.integers(-largest, largest + 1, (20, 6)).tolist():
+            assert formula(*numbers) == max(numbers) == SIX(list(map(Fraction, numbers)))[0]
+
+
+def test_the_maximum_of_eight_is_the_mean_over_all_orders():
+    """The formula of the theorem, term by term and order by order, in whole numbers: times 840 it has no fractions."""
+    orders = np.array(list(permutations(range(8))))
+    generator = np.random.default_rng(0)
+    for largest in (1, 4, 1000):
+        x = generator.integers(-largest, largest + 1, 8)[orders]  # (orders, 8)
+        total = 840 * np.maximum(x[:, 0], x[:, 1])
+        for weight, plus, minus in eight.TERMS:
+            t = sum(x[:, pair].max(1) for pair in map(list, plus)) - sum(x[:, pair].max(1) for pair in map(list, minus))
+            total += int(840 * weight) * np.maximum(t, 0)
+        assert total.sum() == 840 * len(orders) * x.max()
+
+
+def test_a_term_of_eight_that_is_off_by_a_little_is_not_proved():
+    assert eight.proved()
+    for i in (0, 9, 23):
+        weight, plus, minus = eight.TERMS[i]
+        wrong = [*eight.TERMS[:i], (weight + Fraction(1, 10**9), plus, minus), *eight.TERMS[i + 1 :]]
+        assert not eight.proved(8, wrong)
+    assert not eight.proved(8, eight.TERMS[:-1])
+    assert not eight.proved(8, [])
+    assert not eight.proved(7)  # the weights are for eight numbers
+
+
+def test_the_network_of_eight_numbers_has_two_layers():
+    network = eight.maximum_of_eight()
+    assert network.widths == (28, 185_290)
+    x = np.random.default_rng(0).normal(size=(40, 8))
+    x[:10] = np.round(x[:10])  # with ties
+    error = np.abs(network(x).numpy()[:, 0] - x.max(1))
+    assert (error <= rounding.network_bound(network, x)[:, 0]).all()
 
 
 def test_windows_share_the_parts_they_have_in_common():

@@ -15,6 +15,7 @@ from skipform.stages import cli, verify
 from skipform.theory import blocks, pooling, proofs, rounding, skips
 from skipform.theory.affine import Affine
 from skipform.theory.network import CanonicalNetwork
+from skipform.theory.shallow import five_group_sum, six_group_sum
 from skipform.theory.statements import Statement
 
 
@@ -38,11 +39,32 @@ def test_the_maximum_of_five_in_two_layers_is_proved_over_the_reals():
     assert proofs.prove(five, lambda x: np.array([proofs.greatest(x)], dtype=object))
 
 
-@pytest.mark.parametrize("n", range(4, 11))
+@pytest.mark.parametrize("n", [4, 5, 7, 8, 9, 10])
 def test_the_shallow_maximum_of_up_to_ten_is_proved_over_the_reals(n):
     network = pooling.shallow_maximum(n, exact=True)
     assert network.depth == pooling.depth_bound(n)
     assert proofs.prove_maximum(network)
+
+
+def test_the_maximum_of_six_is_proved_over_the_reals():
+    """In one of the 15 orders that its symmetries leave at a time, and in all orders at once, which takes longer."""
+    relu_sum = six_group_sum([(i,) for i in range(6)])
+    assert proofs.prove_sum(range(6), relu_sum)
+    assert proofs.prove_maximum(pooling.shallow_maximum(6, exact=True), seconds=600)
+
+
+@pytest.mark.parametrize(("count", "group_sum"), [(5, five_group_sum), (6, six_group_sum)])
+def test_a_sum_over_groups_that_is_off_by_a_little_is_not_proved(count, group_sum):
+    base, terms = group_sum([(i,) for i in range(count)])
+    assert proofs.prove_sum(range(count), (base, terms))
+    for i in (0, len(terms) // 2, len(terms) - 1):
+        weight, form = terms[i]
+        others = [*terms[:i], *terms[i + 1 :]]
+        for wrong in ((weight + Fraction(1, 10**6), form), (weight, form | {next(iter(form)): 3})):
+            assert not proofs.prove_sum(range(count), (base, [*others, wrong]))
+        assert not proofs.prove_sum(range(count), (base, others))
+    assert not proofs.prove_sum(range(count + 1), (base, terms))
+    assert not proofs.prove_sum(range(count), ({(0, 1): 1}, terms))
 
 
 def test_the_assumptions_of_a_proof_are_found_on_the_weights():

@@ -4,10 +4,11 @@
     max(x, y) = relu(x - y) + y                                          (the paper prints one argument too many)
     maximum of n numbers   a tree of such pairs: n - 1 ReLUs, any depth m >= log2 n, here exactly ceil(log2 n)
 
-The depth of the paper is an upper bound, not the least: `shallow_maximum` takes two layers for five numbers, where the
-tree takes three (and 13 ReLUs, where the tree takes 4). A pooling layer is one of these maxima or averages per window.
-Entries of a window that fall outside the input are left out of a maximum; nothing is ever padded with -inf, for which
-relu(x - y) + y is NaN. The module `trees` describes the trees and `windows` which coordinates a window reads.
+The depth of the paper is an upper bound, not the least: `shallow_maximum` takes two layers for six numbers, where the
+tree takes three (and 87 ReLUs, where the tree takes 5); the module `shallow` has the mathematics. A pooling layer is
+one of these maxima or averages per window. Entries of a window that fall outside the input are left out of a maximum;
+nothing is ever padded with -inf, for which relu(x - y) + y is NaN. The module `trees` describes the trees and `windows`
+which coordinates a window reads.
 
 c channels, shapes without the batch: (c, w), (c, h, w) or (c, d, h, w), channels first. Every constructor takes
 `exact`: rational weights instead of float64.
@@ -16,8 +17,7 @@ c channels, shapes without the batch: (c, w), (c, h, w) or (c, d, h, w), channel
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from itertools import pairwise
-from math import prod
+from math import lcm, prod
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ from scipy import sparse
 from skipform.errors import SkipformError
 from skipform.theory.affine import Affine, identity, select
 from skipform.theory.network import CanonicalNetwork, affine
-from skipform.theory.trees import Layer, Window, disjoint_parts, pair_tree
+from skipform.theory.shallow import ReluSum, pair_sum, shallow_layers
+from skipform.theory.trees import Layer, Window, pair_tree
 from skipform.theory.windows import Grid, Size
 
 
@@ -59,24 +60,15 @@ def negated(network: CanonicalNetwork) -> CanonicalNetwork:
 
 
 def shallow_maximum(n: int, *, exact: bool = False) -> CanonicalNetwork:
-    """max(x_1, ..., x_n) in fewer layers than the tree: 5, 12, 30, 75, ... numbers in 2, 3, 4, 5, ... layers.
+    """max(x_1, ..., x_n) in fewer layers than the tree: 6, 18, 54, ..., 2 3^(k-1) numbers in 2, 3, 4, ..., k layers.
 
-    Where the tree would be deeper, five groups are combined by the identity proved at `_five_part_sum`, with 7 ReLUs
-    and one layer. The depth is ceil(log3(n - 2)) + 1 for 4 <= n <= 11, the bound of arXiv 2505.14338; it is one less
-    for n = 12 and 30, and more from n = 76 on, where our groups grow by 5/2 a layer and theirs by 3. Not shown here:
-    that these depths are the least, for instance that two layers cannot take six numbers. `certificates` writes these
-    networks down for other programs.
+    Where the tree would be deeper, five or six groups are combined in one layer, by the identities that `shallow`
+    proves. The depth is never more than ceil(log3(n - 2)) + 1, the bound of arXiv 2505.14338 for n >= 4, and one less
+    for 6, 12 to 18, 30 to 54 and generally 3^(k-1) + 3 to 2 3^(k-1). Not shown here: that these depths are the least;
+    for 7 and 8 numbers they are not (`eight`). `certificates` writes these networks down for other programs.
     """
     _positive("shallow_maximum: n", n)
     return window_maxima([range(n)], n, shallow=True, exact=exact)
-
-
-def shallow_depth(n: int) -> int:
-    """The depth of `shallow_maximum`: the least k with n <= m_k, m_0 = 1, m_{k+1} = 2 m_k + floor(m_k / 2)."""
-    depth, most = 0, 1
-    while most < n:
-        depth, most = depth + 1, 2 * most + most // 2
-    return depth
 
 
 def depth_bound(n: int) -> int:
@@ -229,66 +221,8 @@ def tree_maxima(
     windows: Sequence[Window], tree: Sequence[Layer], in_features: int, *, exact: bool = False
 ) -> CanonicalNetwork:
     """x -> max of x over windows[j], for each j, by a tree as the module `trees` describes it."""
-    layers = [{window: _pair_sum(parts) for window, parts in layer.items()} for layer in tree]
+    layers = [{window: pair_sum(parts) for window, parts in layer.items()} for layer in tree]
     return _layered(windows, layers, in_features, exact)
-
-
-# (base, [(weight, {part: coefficient})]): the maximum over a window as base + sum of weight * relu(sum of coefficient *
-# part), where the base and the parts stand for maxima that are known one layer earlier.
-ReluSum = tuple[Window, list[tuple[float, dict[Window, int]]]]
-
-
-def _pair_sum(parts: tuple[Window, ...]) -> ReluSum:
-    """relu(left - right) + right for a pair; a single part, or one that is paired with itself, is carried along."""
-    left, right = parts[0], parts[-1]
-    return right, [(1.0, {left: 1, right: -1})] if left != right else []
-
-
-def shallow_layers(windows: Iterable[Window]) -> list[dict[Window, ReluSum]]:
-    """The layers of `shallow_maximum`, the one that reads the input first: window -> how its maximum is made."""
-    wanted = list(windows)
-    layers = []
-    for k in range(shallow_depth(max(map(len, wanted))), 0, -1):
-        layers.append({window: _five_part_sum(window, k) for window in wanted})
-        sums = layers[-1].values()
-        read = [part for _, terms in sums for _, form in terms for part in form]
-        wanted = list(dict.fromkeys([*read, *(base for base, _ in sums)]))
-    return layers[::-1]
-
-
-def _five_part_sum(window: Window, layers: int) -> ReluSum:
-    """The maximum over a window, known after `layers` layers, from maxima over parts of it, known one layer earlier.
-
-    A pair as in `trees.pair_tree` where the tree can finish in time; otherwise five parts, as follows.
-
-    Theorem (ours). For all reals x1, x2, x3, x4, e, with a = max(x1, x2), b = max(x3, x4), xi' = max(xi, e),
-
-        max(x1, x2, x3, x4, e) = e + 1/2 [ (a + b - 2e)+ + (a - x3')+ + (a - x4')+ + (b - x1')+ + (b - x2')+
-                                           - (a + b - x3' - x4')+ - (a + b - x1' - x2')+ ],        t+ = relu(t).
-
-    Proof. Both sides grow by t with all arguments; let e = 0, M = max(a, b, 0), c = min(x3', x4'), d = min(x1', x2').
-    The larger of x3', x4' is b+, so max(a, x3') + max(a, x4') = M + max(a, c), and M + max(b, d) for the other two.
-    With (p - q)+ = max(p, q) - q the bracket is
-        2M + max(a, c) + max(b, d) + (a + b)+ - max(a + b, b+ + c) - max(a + b, a+ + d),
-    and all but 2M cancels. a, b >= 0: the last two are b + max(a, c) and a + max(b, d), and (a + b)+ = a + b.
-    a >= 0 > b: c = 0, and the terms are a + d + (a + b)+ - (a + b)+ - (a + d). b >= 0 > a: the same, exchanged.
-    a, b < 0: c = d = 0, and all are 0.
-
-    Each of the five may be the maximum of a group. Only maxima over two groups are needed a layer earlier, so if m
-    numbers take k layers, 2m + floor(m / 2) of them take k + 1. For single numbers: five in two layers, 6 + 7 ReLUs.
-    """
-    size = len(window)
-    if size <= 2**layers:
-        return _pair_sum(disjoint_parts(window, largest_left=2 ** (layers - 1)))
-    rest = size - size // 5
-    ends = [0, (rest // 2 + 1) // 2, rest // 2, rest // 2 + (rest - rest // 2 + 1) // 2, rest]
-    one, two, three, four = (window[start:stop] for start, stop in pairwise(ends))
-    e = window[rest:]
-    a, b = one + two, three + four
-    terms: list[tuple[float, dict[Window, int]]] = [(0.5, {a: 1, b: 1, e: -2})]
-    terms += [(0.5, {top: 1, part + e: -1}) for top, part in ((a, three), (a, four), (b, one), (b, two))]
-    terms += [(-0.5, {a: 1, b: 1, u + e: -1, v + e: -1}) for u, v in ((three, four), (one, two))]
-    return e, terms
 
 
 def _layered(
@@ -313,15 +247,16 @@ def _one_layer(sums: list[ReluSum], parts: dict[Window, int], exact: bool) -> Ca
     reads = [(part, coefficient) for _, _, form in units for part, coefficient in form.items()]
     rows = np.repeat(np.arange(len(units)), [len(form) for _, _, form in units])
     columns = [parts.setdefault(part, len(parts)) for part, _ in reads]
-    bases = [parts.setdefault(base, len(parts)) for base, _ in sums]
+    carried = [(row, part, weight) for row, (base, _) in enumerate(sums) for part, weight in base.items()]
+    bases = [parts.setdefault(part, len(parts)) for _, part, _ in carried]
     values = np.array([coefficient for _, coefficient in reads], dtype=np.float64)
     layer = sparse.csr_array((values, (rows, columns)), shape=(len(units), len(parts)))
-    summed = sparse.csr_array(
-        ([weight for _, weight, _ in units], ([row for row, _, _ in units], np.arange(len(units)))),
-        shape=(len(sums), len(units)),
-        dtype=np.float64,
-    )
-    ones = np.ones(len(sums))
-    carried = sparse.csr_array((ones, (np.arange(len(sums)), bases)), shape=(len(sums), len(parts)))
-    readout = sparse.hstack([summed, carried], format="csr")
-    return CanonicalNetwork((Affine.of(layer, exact=exact),), Affine.of(readout, exact=exact))
+    weights = [weight for _, weight, _ in units] + [weight for *_, weight in carried]
+    divisor = lcm(*(weight.denominator for weight in weights))
+    entries = np.array([int(weight * divisor) for weight in weights], dtype=np.float64)
+    outputs = [row for row, *_ in units] + [row for row, *_ in carried]
+    inputs = [*range(len(units)), *(len(units) + base for base in bases)]
+    readout = sparse.csr_array((entries, (outputs, inputs)), shape=(len(sums), len(units) + len(parts)))
+    whole = Affine.of(readout, exact=exact)
+    summed = whole * Fraction(1, divisor) if exact else Affine.of(readout / divisor)
+    return CanonicalNetwork((Affine.of(layer, exact=exact),), summed)

@@ -1,6 +1,6 @@
 """What is checked of Theorem 1, of the depth of a maximum, and of the rounding of relu(x - y) + y."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,6 +13,7 @@ from skipform.theory import certificates, definitions, pooling, proofs, rounding
 from skipform.theory.affine import Affine, fractions, select
 from skipform.theory.check import Check
 from skipform.theory.network import CanonicalNetwork, affine
+from skipform.theory.shallow import shallow_depth
 from skipform.theory.trees import Window, half_tree, tree_depth
 
 
@@ -113,21 +114,38 @@ def maximum_is_shallower_than_the_tree(check: Check) -> None:
     for n in range(4, 10):
         check.network_equals(partial(pooling.shallow_maximum, n), definitions.maximum)
         network = pooling.shallow_maximum(n, exact=True)
-        check.require(network.depth == pooling.depth_bound(n))
-        check.proof(proofs.prove_maximum(network))
+        check.require(network.depth <= pooling.depth_bound(n))
+        # Of six numbers the solver takes half a minute for all orders at once.
+        check.proof(certificates.proved(n) if n == 6 else proofs.prove_maximum(network))
 
 
 def maximum_of_twelve_has_depth_three(check: Check) -> None:
     """Proved for 5, 12, 30 and 75 numbers, equation by equation of the certificate; thorough: 10, 11 and 12 as well at
     once, as one problem for the solver."""
-    for n in certificates.LARGEST[:-1]:
-        for _ in range(max(1, check.repetitions // 8)):
-            check.network_equals(partial(pooling.shallow_maximum, n), definitions.maximum)
-    check.require([pooling.shallow_maximum(n).depth for n in certificates.LARGEST] == [2, 3, 4, 5])
-    for n in certificates.LARGEST:
-        check.proof(certificates.proved(n), n)
+    _maxima_in_few_layers(check, certificates.FIVE)
     for n in (10, 11, 12) if check.thorough else ():
         check.proof(proofs.prove_maximum(pooling.shallow_maximum(n, exact=True), seconds=600))
+
+
+def maximum_of_six_has_depth_two(check: Check) -> None:
+    """Proved for 6, 18, 54 and 162 numbers, equation by equation of the certificate."""
+    _maxima_in_few_layers(check, certificates.SIX)
+
+
+def _maxima_in_few_layers(check: Check, numbers: Sequence[int]) -> None:
+    """numbers: what 2, 3, 4 and 5 layers take."""
+    for n in (n for n in numbers if n <= 30):
+        for _ in range(max(1, check.repetitions // 8)):
+            check.network_equals(partial(pooling.shallow_maximum, n), definitions.maximum)
+    check.require([shallow_depth(n) for n in numbers] == [2, 3, 4, 5])
+    for n in numbers:
+        check.proof(certificates.proved(n), n)
+
+
+def maximum_of_eight_has_depth_two(check: Check) -> None:
+    """By exact arithmetic in one order of the numbers, which is enough for a mean over all orders."""
+    check.require(tree_depth(8) == shallow_depth(8) == 3)
+    check.proof(certificates.proved(8))
 
 
 def average_pooling_has_as_many_ranks_as_outputs(check: Check) -> None:

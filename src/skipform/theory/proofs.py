@@ -5,10 +5,11 @@ sympy finds that two nets with symbolic weights are one polynomial in the weight
 (`same_net`), whatever the function f. Networks must be exact. Nothing here samples inputs.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from functools import cache, partial
-from itertools import count, cycle
+from itertools import count, cycle, pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from skipform.errors import SkipformError
 from skipform.theory.affine import Affine, Row, select
 from skipform.theory.blocks import BlockNet
 from skipform.theory.network import CanonicalNetwork, affine
+from skipform.theory.shallow import ReluSum
 from skipform.theory.skips import ProductNetwork
 
 Definition = Callable[[np.ndarray], np.ndarray]
@@ -79,38 +81,60 @@ def prove_windows(network: CanonicalNetwork, windows: Sequence[Iterable[int]], *
     return len(proved)
 
 
-def prove_sum(window: Sequence[int], base: Sequence[int], terms: Sequence[tuple[Any, dict[Any, int]]]) -> bool:
-    """Whether max over window = max over base + sum of weight * relu(sum of coefficient * max over part), for all real
-    values of the indices; terms: (weight, {part: coefficient}), base and parts tuples of indices.
+def prove_sum(window: Sequence[int], relu_sum: ReluSum) -> bool:
+    """Whether the maximum over the window is this sum (`shallow.ReluSum`), for all real values of the indices.
 
-    Indices that the same parts contain are replaced by one variable, their maximum, which may be any real number.
+    Indices that the same parts contain are replaced by one variable, their maximum, which may be any real number. The
+    largest of the variables of a part is known in each order of the variables, so that the solver is asked about ReLUs
+    of linear forms alone, in one order of each class that the symmetries of the sum make; the least variable is 0, as
+    both sides grow by t with all variables. Sound: True proves it. A sum that does not grow so is not proved.
     """
-    parts = list(dict.fromkeys([tuple(base), *(part for _, form in terms for part in form)]))
+    base, terms = relu_sum
+    parts = list(dict.fromkeys([*base, *(part for _, form in terms for part in form)]))
     groups = {i: tuple(i in part for part in parts) for i in sorted({*window, *(i for part in parts for i in part)})}
     if set(groups) != set(window):
         return False
     numbers = {group: k for k, group in enumerate(dict.fromkeys(groups.values()))}
     local = {part: frozenset(numbers[groups[i]] for i in part) for part in parts}
-    made_of = tuple((Fraction(weight), tuple((c, local[part]) for part, c in form.items())) for weight, form in terms)
-    return _prove_sum(len(numbers), local[tuple(base)], made_of)
+    relus = [(weight, frozenset((local[part], c) for part, c in form.items())) for weight, form in terms]
+    return _prove_sum(len(numbers), frozenset((local[part], weight) for part, weight in base.items()), tuple(relus))
+
+
+_Maxima = frozenset[tuple[frozenset[int], Any]]  # a sum of maxima over parts: (part, coefficient)
 
 
 @cache  # the same few identities occur at many windows
-def _prove_sum(
-    count: int, base: frozenset[int], terms: tuple[tuple[Fraction, tuple[tuple[int, frozenset[int]], ...]], ...]
-) -> bool:
-    x = [z3.Real(f"x{i}") for i in range(count)]
+def _prove_sum(count: int, base: _Maxima, terms: tuple[tuple[Any, _Maxima], ...]) -> bool:
+    if sum(weight for _, weight in base) != 1 or any(sum(c for _, c in form) for _, form in terms):
+        return False
 
-    def maximum(part: Iterable[int]) -> Any:
-        return greatest([x[i] for i in sorted(part)])
+    def renamed(maxima: _Maxima, to: Sequence[int]) -> _Maxima:
+        return frozenset((frozenset(to[i] for i in part), c) for part, c in maxima)
 
-    total = maximum(base)
-    for weight, form in terms:
-        argument = sum((c * maximum(part) for c, part in form), start=z3.RealVal(0))
-        total = total + z3.RealVal(str(weight)) * z3.If(argument > 0, argument, 0)
+    relus = Counter(terms)
+    orders = list(permutations(range(count)))
+    symmetries = [
+        p for p in orders if renamed(base, p) == base and Counter((w, renamed(f, p)) for w, f in terms) == relus
+    ]
+    least = {min(tuple(p[i] for i in order) for p in symmetries) for order in orders}  # one order of each class
+    return all(_holds_in_order(order, base, terms) for order in least)
+
+
+def _holds_in_order(order: Sequence[int], base: _Maxima, terms: Iterable[tuple[Any, _Maxima]]) -> bool:
+    """_prove_sum where order[0] is the largest variable, order[1] the next, and the last one 0."""
+    x = {i: z3.Real(f"x{i}") for i in order[:-1]} | {order[-1]: z3.RealVal(0)}
+
+    def value(maxima: _Maxima) -> Any:
+        return sum((z3.RealVal(str(c)) * x[min(part, key=order.index)] for part, c in maxima), start=z3.RealVal(0))
+
     solver = z3.Solver()
     solver.set("timeout", 60_000)
-    solver.add(total != maximum(range(count)))
+    solver.add(*(x[i] >= x[j] for i, j in pairwise(order)))
+    total = value(base)
+    for weight, form in terms:
+        argument = value(form)
+        total = total + z3.RealVal(str(weight)) * z3.If(argument > 0, argument, 0)
+    solver.add(total != x[order[0]])
     return solver.check() == z3.unsat
 
 

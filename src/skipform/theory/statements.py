@@ -62,6 +62,13 @@ STATEMENTS = [
     ),
     Statement(
         "Depth",
+        "max of 6, 18, 54, 162 in 2, 3, 4, 5 layers",
+        pooling_checks.maximum_of_six_has_depth_two,
+        NOT_THE_LEAST_DEPTH,
+    ),
+    Statement("Depth", "max of 8 in 2 layers", pooling_checks.maximum_of_eight_has_depth_two, NOT_THE_LEAST_DEPTH),
+    Statement(
+        "Depth",
         "max of n = 4..9 in ceil(log3(n - 2)) + 1 layers",
         pooling_checks.maximum_is_shallower_than_the_tree,
         NOT_THE_LEAST_DEPTH,

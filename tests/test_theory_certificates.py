@@ -1,0 +1,77 @@
+"""The certificates in paper/certificates: the program next to them proves what we write, and nothing false."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skipform.stages import cli
+from skipform.theory.certificates import CERTIFIED, FIVE, SIX, certificate, maxima, proved
+
+FOLDER = Path(__file__).parents[1] / "paper" / "certificates"
+
+
+def check(path):
+    return subprocess.run([sys.executable, FOLDER / "check.py", path], capture_output=True, text=True)
+
+
+def test_the_files_are_those_that_verify_writes(tmp_path):
+    assert cli.main(["verify", "--certificates", str(tmp_path)]) == 0
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
+
+
+@pytest.mark.parametrize("n", CERTIFIED)
+def test_every_certificate_is_proved_by_both_programs(n):
+    assert proved(n)
+    done = check(FOLDER / f"max{n}.json")
+    layers = len(certificate(n)["layers"])
+    assert done.returncode == 0
+    assert f"proved, the maximum of {n} in {layers} layers, " in done.stdout
+    relus = {row[name]: row[f"{name}_relus"] for row in maxima() for name in ("five", "six")}
+    text = f"{relus[n]} ReLUs" if n in relus else "28 ReLUs and the means of 24 over all orders"
+    assert done.stdout.rstrip().endswith(text)
+
+
+def altered(data, change):
+    """The certificate after a change of its last equation."""
+    data = json.loads(json.dumps(data))
+    change(data["layers"][-1][0])
+    return data
+
+
+@pytest.mark.parametrize("n", [5, 6, 8])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry["terms"][-1].update(weight="-1/3"),
+        lambda entry: entry["terms"][0]["relu_of"][0].__setitem__(0, 5),
+        lambda entry: entry["terms"].pop(),
+        lambda entry: entry["base"][0].__setitem__(0, "1/7"),
+        lambda entry: entry["window"].pop(),
+        lambda entry: entry["terms"][0]["relu_of"].append([0, [0, 1, 2]]),  # which no layer before provides
+    ],
+    ids=["a weight", "a coefficient", "a term missing", "the base", "the window", "an unknown part"],
+)
+def test_a_false_certificate_is_not_proved(n, change, tmp_path):
+    path = tmp_path / "false.json"
+    path.write_text(json.dumps(altered(certificate(n), change)))
+    assert check(path).returncode != 0
+
+
+def test_a_mean_is_no_equation_in_one_order(tmp_path):
+    data = certificate(8)
+    del data["layers"][-1][0]["mean_over_orders"]
+    (tmp_path / "false.json").write_text(json.dumps(data))
+    assert check(tmp_path / "false.json").returncode != 0
+
+
+def test_the_table_of_maxima():
+    rows = maxima()
+    assert [row["layers"] for row in rows] == [2, 3, 4, 5]
+    assert [row["five"] for row in rows] == [*FIVE]
+    assert [row["six"] for row in rows] == [*SIX]
+    assert [row["eight"] for row in rows] == [8, 32, 128, 512]
+    assert [(row["five_relus"], row["six_relus"]) for row in rows[:3]] == [(13, 87), (59, 1305), (304, 13_599)]
