@@ -1,4 +1,4 @@
-"""Text, character by character: the help texts that come with Python, tiny Shakespeare.
+"""Text, character by character: the texts of Python's help(), tiny Shakespeare.
 
 Letters: n windows of a batch, t characters of a window (the context), N characters of a split.
 
@@ -25,6 +25,7 @@ OTHER, MASK = len(ALPHABET), len(ALPHABET) + 1
 UNASKED = -100  # the target where nothing is to be predicted; torch's cross-entropy ignores it
 
 SETS = ("python_topics", "tiny_shakespeare")
+TOPICS = Path(__file__).with_name("python_topics.txt")
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/"
 
 
@@ -37,8 +38,8 @@ def encoded(text: str) -> Tensor:
 class Text(DataModule):
     """One text, stored as tokens on the device that trains. The last tenth of it is for testing.
 
-    python_topics       the texts about the language in Python's help(), 79 texts of 465,000 characters in Python 3.11,
-                        in alphabetical order; other versions of Python have other texts.
+    python_topics       the texts about the language in the help() of Python 3.11.7, 464,970 characters, in the file
+                        python_topics.txt of this folder, since every version of Python has other texts.
     tiny_shakespeare    1,115,394 characters of plays (A. Karpathy), in ROOT/tinyshakespeare/input.txt, checked against
                         its sha256 sum. Split as nanoGPT splits it.
 
@@ -55,7 +56,7 @@ class Text(DataModule):
 
     Args:
         name: the set.
-        root: the folder that holds the files; Python's topics need none.
+        root: the folder that holds the files; Python's topics come with the package.
         download: fetch a file that is missing or altered; without it that is an error.
         objective: what is predicted.
         context: t.
@@ -198,9 +199,7 @@ def _places(windows: int, t: int, generator: torch.Generator) -> Tensor:
 @lru_cache(maxsize=1)  # the seeds and variants of one experiment read the same text
 def _read(name: str, root: str) -> Tensor:
     if name == "python_topics":
-        from pydoc_data.topics import topics
-
-        return encoded("".join(topics.values()))
+        return encoded(TOPICS.read_text(encoding="utf-8"))
     return encoded(_shakespeare(Path(root)).read("input.txt").decode())
 
 
