@@ -14,7 +14,7 @@ times a gap x_i - x_(i+1) >= 0. If no partial sum is negative, t+ = t; if none i
 t+ = (t + |t|) / 2. `proved` adds up, in fractions, the weights of |t| for all t with the same kernel, which cancel, and
 what is linear, which is x_1.
 
-TERMS were found by linear programming over all forms of two or three maxima m_ij, no two equal, on each side, with the
+TERMS were found by linear programming over all forms of one to three maxima m_ij, no two equal, on each side, with the
 number of ReLUs as the cost.
 """
 
@@ -69,9 +69,7 @@ TERMS = [
 def proved(n: int = 8, terms: Sequence[Term] = TERMS) -> bool:
     """Whether the theorem holds for n numbers with these terms: for all real x, by exact arithmetic."""
     linear = [Fraction(n - 1 - i, comb(n, 2)) for i in range(n)]  # the mean of m_ij
-    kinks: dict[tuple[int, ...], Fraction] = defaultdict(
-        Fraction
-    )  # a form up to its length and sign -> the weight of |form|
+    kinks: dict[tuple[int, ...], Fraction] = defaultdict(Fraction)  # kernel, as its normal -> weight of |form|
     for weight, plus, minus in terms:
         for word, frequency in _words(n, plus, minus).items():
             share = weight * frequency
@@ -104,9 +102,12 @@ def _words(n: int, plus: Sequence[Pair], minus: Sequence[Pair]) -> dict[tuple[in
 
 def relu_count(k: int) -> int:
     """ReLUs of the network for 2 4^(k-1) numbers in k layers: of the last, and of the maxima over two groups."""
-    if k == 1:
-        return 1
-    return sum(len(_images(8, plus, minus)) for _, plus, minus in TERMS) + comb(8, 2) * relu_count(k - 1)
+    return 1 if k == 1 else _relus_of_last_layer() + comb(8, 2) * relu_count(k - 1)
+
+
+@cache
+def _relus_of_last_layer() -> int:
+    return sum(len(_images(8, plus, minus)) for _, plus, minus in TERMS)
 
 
 def maximum_of_eight(*, exact: bool = False) -> CanonicalNetwork:
@@ -114,7 +115,6 @@ def maximum_of_eight(*, exact: bool = False) -> CanonicalNetwork:
     return _network(8, TERMS, exact=exact)
 
 
-@cache
 def _images(n: int, plus: Sequence[Pair], minus: Sequence[Pair]) -> list[frozenset[tuple[Pair, int]]]:
     """The different forms of a term in all orders of n numbers: m_ij and their signs."""
     signed = [(pair, 1) for pair in plus] + [(pair, -1) for pair in minus]

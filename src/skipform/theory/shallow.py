@@ -90,8 +90,8 @@ def six_group_sum(groups: Sequence[Window]) -> ReluSum:
     one linear form; where forms change their sign within the order, those with equal kernels have weights that cancel,
     and the linear rest is the largest number. `proofs.prove_sum` and paper/certificates/check.py compute this.
 
-    For single numbers: two layers of 15 + 72 ReLUs. Found by mixed-integer programming over all ReLUs of one or two
-    maxima less as many others, as the sum with these symmetries that has the fewest ReLUs.
+    For single numbers: two layers of 15 + 72 ReLUs. Found by mixed-integer programming over the ReLUs of one or two
+    maxima less as many others, with these symmetries and few ReLUs.
     """
     partner = (1, 0, 3, 2, 5, 4)
     symmetries = [p for p in permutations(range(6)) if all(p[partner[i]] == partner[p[i]] for i in range(6))]
@@ -100,7 +100,7 @@ def six_group_sum(groups: Sequence[Window]) -> ReluSum:
         return groups[min(i, j)] + groups[max(i, j)]
 
     def images(plus: Sequence[tuple[int, int]], minus: Sequence[tuple[int, int]]) -> list[Form]:
-        """The form, plus minus minus, after each of the symmetries."""
+        """The different forms that the symmetries make of this one: the maxima in `plus` less those in `minus`."""
         different: dict[frozenset[tuple[Window, int]], Form] = {}
         for p in symmetries:
             form: Form = {maximum(p[i], p[j]): 1 for i, j in plus}
@@ -119,7 +119,7 @@ def six_group_sum(groups: Sequence[Window]) -> ReluSum:
 
 
 def _sum(window: Window, k: int) -> ReluSum:
-    """The maximum over a window, known after k layers, from maxima known after k - 1: the fewest ReLUs that do it."""
+    """The maximum over a window, known after k layers, from maxima known after k - 1, with as few ReLUs as we can."""
     size = len(window)
     if size <= 2**k:
         return pair_sum(disjoint_parts(window, largest_left=2 ** (k - 1)))
