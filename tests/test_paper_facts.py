@@ -67,6 +67,7 @@ def test_maxima_in_few_layers():
         "over all different terms of each kind: 12, 12, 24, 24, 12",
         "the mean of the $m_(i j)$ and of 24 ReLUs over all orders",
         "each ReLU reads one to three of the $m_(i j)$ less as many others",
+        "$k$ layers of ReLUs take the maximum of $2 dot 4^(k - 1)$ numbers, two layers that of eight",
         "Six and eight groups take more than published at every depth",
         "the maximum of $n$ numbers takes at most $ceil(log_4 (n slash 2)) + 1$ layers",
         "since $3^2 < 12$ and $3^3 < 30$",
