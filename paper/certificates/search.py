@@ -1,4 +1,4 @@
-"""Search for maxima in two layers, by linear algebra: python search.py 3 8 (about two minutes; `--weights` with SciPy).
+"""Search for maxima in two layers, by linear algebra: python search.py 3 8 (three minutes; `--weights` needs SciPy).
 
 With m_ij = max(x_i, x_j) and m_ii = x_i, let F(d) be the linear combinations of means over all orders of x_1, ... of
 
@@ -11,7 +11,7 @@ a prime: if the maximum is not in the span modulo the prime, it is not in F(d), 
 divides the denominator of.
 """
 
-import sys
+from argparse import ArgumentParser
 from collections import Counter, defaultdict
 from itertools import accumulate, combinations, combinations_with_replacement, pairwise, permutations
 from math import comb, factorial, gcd
@@ -130,7 +130,12 @@ def weights(relus, means, kinks, n):
 
 
 if __name__ == "__main__":
-    d, n = map(int, sys.argv[1:3])
+    parser = ArgumentParser(description="Whether F(d) contains the maximum of n numbers.")
+    parser.add_argument("d", type=int, choices=range(1, 4), help="maxima on each side of a ReLU")
+    parser.add_argument("n", type=int, choices=range(2, 11), help="numbers")
+    parser.add_argument("--weights", action="store_true", help="print weights that give the maximum")
+    arguments = parser.parse_args()
+    d, n = arguments.d, arguments.n
     relus = {}
     for edges in range(1, d + 1):
         for first, second, size in pairs(edges, n):
@@ -144,5 +149,5 @@ if __name__ == "__main__":
     found, inside = rank(np.array(rows, dtype=np.int64))
     verb = "contains" if inside else "does not contain"
     print(f"F({d}) {verb} the maximum of {n} numbers: {len(relus)} ReLUs, {len(kinks)} kernels, rank {found}")
-    if inside and "--weights" in sys.argv:
+    if inside and arguments.weights:
         weights(list(relus.values()), means, kinks, n)
