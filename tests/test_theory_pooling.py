@@ -159,13 +159,13 @@ def test_the_maximum_of_eight_is_the_mean_over_all_orders():
 def test_the_maximum_of_six_is_such_a_mean_too():
     """With the weights that `search.py 2 6 --weights` prints: small enough for a network in fractions."""
     terms = [
-        eight._term("2", "12", "34"),
-        eight._term("2", "12 13", "14 56"),
-        eight._term("-1/2", "12 13", "45 46"),
-        eight._term("-2", "12 34", "13 56"),
+        eight.term("2", "12", "34"),
+        eight.term("2", "12 13", "14 56"),
+        eight.term("-1/2", "12 13", "45 46"),
+        eight.term("-2", "12 34", "13 56"),
     ]
     assert eight.proved(6, terms)
-    network = eight._network(6, terms, exact=True)
+    network = eight.network_of(6, terms, exact=True)
     assert network.widths == (15, 630)
     generator = np.random.default_rng(0)
     for largest in (1, 3, 50):

@@ -37,7 +37,7 @@ def holds(count, base, mean, relus):
     return grow and not any(kinks.values()) and all([linear[n, i] for i in range(count - 1)] == unit for n, *_ in cases)
 
 
-for path in sys.argv[1:]:
+for path in sys.argv[1:] or sys.exit("usage: python check.py max5.json max8.json ..."):
     data, proved, relus, means = json.loads(Path(path).read_text()), {}, 0, 0
     known = {(i,) for i in range(data["maximum_of"])}
     for layer in data["layers"]:

@@ -203,7 +203,7 @@ def canonical_of(
         sizes = ", ".join(str(shape_of(n)[1:]) for n in graph.graph.nodes if n.op == "placeholder")
         raise SkipformError(
             f"{name}: its affine maps on inputs of {sizes} "
-            f"may take {needed / 2**30:.1f} GiB; memory={memory / 2**30:.1f} GiB is accepted (smaller inputs, or more)"
+            f"may take {needed / 2**30:.3g} GiB; memory={memory / 2**30:.3g} GiB is accepted (smaller inputs, or more)"
         )
     flattening = _Flattening(graph, shape, convolutions)
     network = flattening.network()

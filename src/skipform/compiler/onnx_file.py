@@ -40,7 +40,7 @@ def save(graph: fx.GraphModule, path: str | Path) -> None:
     are too large for float32 or for a file."""
     needed = 4 * sum(buffer.numel() for buffer in graph.buffers())
     if needed >= LARGEST:
-        raise SkipformError(f"{path}: its weights take {needed / 2**30:.2g} GiB; less than 2 GiB fit into an ONNX file")
+        raise SkipformError(f"{path}: its weights take {needed / 2**30:.3g} GiB; less than 2 GiB fit into an ONNX file")
     names: dict[fx.Node, str] = {}
     inputs: list[Any] = []
     weights: list[Any] = []

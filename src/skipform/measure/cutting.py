@@ -66,7 +66,7 @@ def cut(program: Program, mesh: Mesh, memory: int, *, masks: bool, threads: int 
     if most * CELL_BYTES > memory:
         where, needed = f"layer {mesh.k + 1} of {len(program.steps) - 1}", most * CELL_BYTES / 2**30
         raise SkipformError(
-            f"plane: {most} cells at {where} need {needed:.1f} GiB; {memory / 2**30:.1f} GiB is accepted "
+            f"plane: {most} cells at {where} need {needed:.3g} GiB; {memory / 2**30:.3g} GiB is accepted "
             "(a smaller box, or a larger memory=)"
         )
     a, b, share = old.xy[edge_points.a], old.xy[edge_points.b], edge_points.share[:, None]

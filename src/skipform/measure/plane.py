@@ -57,8 +57,8 @@ class PlaneRegions:
         needed = self.count * (2 * 8 * widest + cutting.CELL_BYTES)
         if needed > self.memory:
             raise SkipformError(
-                f"plane: the polygons of {self.count} regions of a net {widest} wide need {needed / 2**30:.1f} GiB; "
-                f"{self.memory / 2**30:.1f} GiB is accepted (a smaller box, or a larger memory=)"
+                f"plane: the polygons of {self.count} regions of a net {widest} wide need {needed / 2**30:.3g} GiB; "
+                f"{self.memory / 2**30:.3g} GiB is accepted (a smaller box, or a larger memory=)"
             )
         mesh = box_mesh(self.slice, self.box)
         for _ in self.program.steps[:-1]:

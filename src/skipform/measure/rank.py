@@ -224,7 +224,7 @@ def _check_memory(what: str, rows: int, columns: int, memory: int) -> None:
     needed = _jacobian_bytes(rows, columns)
     if needed > memory:
         raise SkipformError(
-            f"{what}: a Jacobian of {rows} x {columns} needs {needed / 2**30:.1f} GiB with its decomposition; "
+            f"{what}: a Jacobian of {rows} x {columns} needs {needed / 2**30:.3g} GiB with its decomposition; "
             f"{memory / 2**30:.3g} GiB is accepted (take fewer points or a smaller net)"
         )
 

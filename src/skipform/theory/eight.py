@@ -33,36 +33,36 @@ Pair = Window  # (i, j), i < j
 Term = tuple[Fraction, tuple[Pair, ...], tuple[Pair, ...]]  # the weight and the pairs with sign + and -, from 0 on
 
 
-def _term(weight: str, plus: str, minus: str) -> Term:
+def term(weight: str, plus: str, minus: str) -> Term:
     first, second = (tuple((int(pair[0]) - 1, int(pair[1]) - 1) for pair in text.split()) for text in (plus, minus))
     return Fraction(weight), first, second
 
 
 TERMS = [
-    _term("13/5", "12", "34"),
-    _term("24/5", "12 13", "14 56"),
-    _term("-4/5", "12 13", "45 46"),
-    _term("-2/5", "12 13", "45 67"),
-    _term("-4", "12 34", "13 56"),
-    _term("-3/10", "12 34", "56 78"),
-    _term("4/5", "12 13 14", "15 16 78"),
-    _term("-4/5", "12 13 14", "15 56 78"),
-    _term("-2/5", "12 13 14", "15 67 68"),
-    _term("-1/15", "12 13 14", "56 57 58"),
-    _term("2/5", "12 13 14", "56 57 68"),
-    _term("6/5", "12 13 24", "15 26 78"),
-    _term("-6/5", "12 13 24", "15 67 68"),
-    _term("-12/5", "12 13 45", "14 16 78"),
-    _term("12/5", "12 13 45", "14 46 78"),
-    _term("-4/5", "12 13 45", "14 56 78"),
-    _term("2/5", "12 13 45", "14 67 68"),
-    _term("-12/5", "12 13 45", "16 24 78"),
-    _term("1", "12 13 45", "16 47 48"),
-    _term("-2", "12 13 45", "16 47 58"),
-    _term("6/5", "12 13 45", "24 67 68"),
-    _term("-2/5", "12 34 56", "13 24 78"),
-    _term("2", "12 34 56", "13 25 78"),
-    _term("1", "12 34 56", "13 57 68"),
+    term("13/5", "12", "34"),
+    term("24/5", "12 13", "14 56"),
+    term("-4/5", "12 13", "45 46"),
+    term("-2/5", "12 13", "45 67"),
+    term("-4", "12 34", "13 56"),
+    term("-3/10", "12 34", "56 78"),
+    term("4/5", "12 13 14", "15 16 78"),
+    term("-4/5", "12 13 14", "15 56 78"),
+    term("-2/5", "12 13 14", "15 67 68"),
+    term("-1/15", "12 13 14", "56 57 58"),
+    term("2/5", "12 13 14", "56 57 68"),
+    term("6/5", "12 13 24", "15 26 78"),
+    term("-6/5", "12 13 24", "15 67 68"),
+    term("-12/5", "12 13 45", "14 16 78"),
+    term("12/5", "12 13 45", "14 46 78"),
+    term("-4/5", "12 13 45", "14 56 78"),
+    term("2/5", "12 13 45", "14 67 68"),
+    term("-12/5", "12 13 45", "16 24 78"),
+    term("1", "12 13 45", "16 47 48"),
+    term("-2", "12 13 45", "16 47 58"),
+    term("6/5", "12 13 45", "24 67 68"),
+    term("-2/5", "12 34 56", "13 24 78"),
+    term("2", "12 34 56", "13 25 78"),
+    term("1", "12 34 56", "13 57 68"),
 ]
 
 
@@ -112,7 +112,7 @@ def _relus_of_last_layer() -> int:
 
 def maximum_of_eight(*, exact: bool = False) -> CanonicalNetwork:
     """The network of the theorem: 28 ReLUs and 185,290. Takes about 10 s and 1.1 GiB."""
-    return _network(8, TERMS, exact=exact)
+    return network_of(8, TERMS, exact=exact)
 
 
 def _images(n: int, plus: Sequence[Pair], minus: Sequence[Pair]) -> list[frozenset[tuple[Pair, int]]]:
@@ -123,7 +123,7 @@ def _images(n: int, plus: Sequence[Pair], minus: Sequence[Pair]) -> list[frozens
     return list(dict.fromkeys(forms))
 
 
-def _network(n: int, terms: Sequence[Term], *, exact: bool) -> CanonicalNetwork:
+def network_of(n: int, terms: Sequence[Term], *, exact: bool) -> CanonicalNetwork:
     """relu(x_i - x_j) for all pairs i < j, which gives m_ij = relu(x_i - x_j) + x_j; then every different ReLU once."""
     pairs = list(combinations(range(n), 2))
     relus: dict[frozenset[tuple[Pair, int]], Fraction] = {}

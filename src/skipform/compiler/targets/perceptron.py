@@ -42,7 +42,7 @@ def rewritten(module: nn.Module, inputs: tuple[Tensor, ...], settings: Settings)
     if needed > settings.memory:
         raise SkipformError(
             f"{type(module).__name__}: as a perceptron of widths {_widths(chained)} its dense weights take"
-            f" {needed / 2**30:.2g} GiB; memory={settings.memory / 2**30:.2g} GiB is accepted (smaller inputs, or more;"
+            f" {needed / 2**30:.3g} GiB; memory={settings.memory / 2**30:.3g} GiB is accepted (smaller inputs, or more;"
             " the command writes a sparse .safetensors)"
         )
     e = Emitter(inputs[0].device, inputs[0].dtype)

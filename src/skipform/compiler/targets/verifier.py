@@ -336,8 +336,8 @@ class _Walk:
         needed = 8 * (self.weights + entries)
         if needed > self.memory:
             raise SkipformError(
-                f"target verifier: at {self.e.place} its dense weights take {needed / 2**30:.2g} GiB;"
-                f" memory={self.memory / 2**30:.2g} GiB is accepted (smaller inputs, or more)"
+                f"target verifier: at {self.e.place} its dense weights take {needed / 2**30:.3g} GiB;"
+                f" memory={self.memory / 2**30:.3g} GiB is accepted (smaller inputs, or more)"
             )
         self.weights += entries if add else 0
 
