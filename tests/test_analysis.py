@@ -1,6 +1,7 @@
 """The analysis: what the notebooks read and write, and that an error in one is reported in one line."""
 
 import json
+import os
 import re
 import sys
 from itertools import pairwise
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import descendants
 
 from skipform.errors import SkipformError
 from skipform.files import write_json_lines
@@ -134,7 +135,7 @@ def test_a_failing_notebook_is_one_line_and_replaces_nothing(house, capsys):
     after = left(house)
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.startswith("paper/.")]
-    assert not [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
+    assert not descendants(os.getpid(), "ipykernel_launcher")
 
 
 def test_an_unknown_notebook_is_refused_with_the_known_names(house):

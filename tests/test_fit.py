@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import CSVLogger
+from processes import descendants
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -461,7 +461,7 @@ def test_a_killed_job_of_a_cluster_is_named_with_its_log_and_resumed_to_the_same
     while not waits.exists():
         assert first.is_alive()
         time.sleep(0.01)
-    (job,) = (p for p in psutil.Process(first.pid).children(recursive=True) if "submitit.core._submit" in p.cmdline())
+    (job,) = descendants(first.pid, "submitit.core._submit")
     job.kill()
     first.join()
     assert first.exitcode == 2

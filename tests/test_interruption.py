@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import yaml
+from processes import runs
 from sklearn.datasets import load_digits
 
 from skipform.stages import cli
@@ -54,7 +55,7 @@ def end(who, number, command, worker):
 def until(true, process):
     """Wait for what the running process is about to do."""
     while not (value := true()):
-        assert process.status() != psutil.STATUS_ZOMBIE, "it has ended too early"
+        assert runs(process), "it has ended too early"
         time.sleep(0.005)
     return value
 
@@ -62,7 +63,7 @@ def until(true, process):
 def until_ended(processes):
     """Wait until all of them have ended; a zombie has."""
     for process in processes:
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        while runs(process):
             time.sleep(0.005)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import runs
 
 from skipform.files import read_yaml
 from skipform.pipeline import stages
@@ -108,14 +109,6 @@ def test_a_failed_stage_is_named_and_nothing_that_needs_it_runs(project):
     assert "start c" not in log
     (project / "fail-b").unlink()
     assert repro(project)[0] == 0
-
-
-def runs(process):
-    """Whether a process has not ended; a zombie has."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_nothing_goes_on_after_a_signal_that_is_repeated(project):
