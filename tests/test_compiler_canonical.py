@@ -116,5 +116,5 @@ def test_several_inputs_are_laid_end_to_end():
 
 
 def test_what_would_not_fit_in_memory_is_refused_beforehand():
-    with pytest.raises(SkipformError, match=r"GiB; memory=0\.1 GiB is accepted"):
+    with pytest.raises(SkipformError, match=r"GiB; memory=0\.125 GiB is accepted"):
         canonical(nn.Conv2d(3, 64, 3).eval(), torch.zeros(1, 3, 64, 64), memory=2**27)
