@@ -3,11 +3,13 @@
 Collected where its wheels exist (see conftest.py): CPython 3.11 on Linux, x86-64.
 """
 
+import signal
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from verifier_models import MODELS, PADDED, PADDED_SHAPE, shape_of
@@ -27,8 +29,8 @@ import table_clients  # noqa: E402
 
 BOX = (-0.5, 1.0)
 TARGETS = ["verifier", "perceptron"]
-OPTIONS = Marabou.createOptions(verbosity=0, timeoutInSeconds=600)  # on a loaded machine; otherwise seconds
-BRIEF = Marabou.createOptions(verbosity=0, timeoutInSeconds=1)
+LONG = 600  # seconds, on a loaded machine; otherwise some
+BRIEF = 1
 # A bound and its violation lie this far, relative to 1 + |bound|, on either side of the exact one: a float32 file is
 # off by 1e-5 (test_targets.py), Marabou's own tolerance is 1e-6.
 MARGIN = 1e-3
@@ -40,6 +42,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def options(seconds):
+    return Marabou.createOptions(verbosity=0, timeoutInSeconds=seconds)
+
+
 def read(path):
     return Marabou.read_onnx(str(path))
 
@@ -49,9 +55,15 @@ def write(name, target, path):
     onnx_file.save(rewrite(MODELS[name].float(), torch.zeros(1, *shape_of(name)), target, box=box), path)
 
 
-def reached(path, sign, bound, options, box=BOX):
+def reached(path, sign, bound, seconds, box=BOX):
     """The input of the box, of numbers or one for each input, at which Marabou says that sign * output_0 >= sign *
     bound; False if it proves that there is none; None if its time is up."""
+    answer = table_clients.within(seconds + 60, lambda: solved(path, sign, bound, seconds, box))
+    return torch.tensor(answer, dtype=torch.float64) if answer else answer
+
+
+def solved(path, sign, bound, seconds, box):
+    """The same, as a list: a tensor would be shared with a process that ends."""
     net = read(path)
     inputs = np.concatenate([v.ravel() for v in net.inputVars])
     for x, low, high in zip(inputs, *(np.broadcast_to(bound, inputs.shape) for bound in box), strict=True):
@@ -59,10 +71,22 @@ def reached(path, sign, bound, options, box=BOX):
         net.setUpperBound(x, float(high))
     y = net.outputVars[0].ravel()[0]
     net.addInequality([y], [-sign], -sign * bound)  # -sign y <= -sign bound
-    answer, values, _ = net.solve(verbose=False, options=options)
+    answer, values, _ = net.solve(verbose=False, options=options(seconds))
     if answer == "sat":
-        return torch.tensor([values[int(x)] for x in inputs], dtype=torch.float64)
+        return [values[int(x)] for x in inputs]
     return {"unsat": False}.get(answer)
+
+
+def test_who_does_not_end_in_time_is_ended():
+    def deaf():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            pass
+
+    before = psutil.Process().children()
+    assert table_clients.within(1, deaf) is None
+    assert psutil.Process().children() == before
+    assert table_clients.within(60, lambda: [1.5]) == [1.5]
 
 
 def value_at(name, x):
@@ -85,10 +109,10 @@ def test_marabou_proves_the_exact_range(name, target, tmp_path):
     write(name, target, tmp_path / "net.onnx")
     for sign, end in ((-1, exact.found[0]), (1, exact.found[1])):
         step = MARGIN * (1 + abs(end))
-        x = reached(tmp_path / "net.onnx", sign, end - sign * step, OPTIONS)
+        x = reached(tmp_path / "net.onnx", sign, end - sign * step, LONG)
         assert isinstance(x, torch.Tensor), "time is up" if x is None else "a wrong proof"
         assert sign * (value_at(name, x).item() - end) >= -2 * step
-        beyond = reached(tmp_path / "net.onnx", sign, end + sign * step, OPTIONS)
+        beyond = reached(tmp_path / "net.onnx", sign, end + sign * step, LONG)
         assert beyond is False, "time is up" if beyond is None else "a wrong proof"
 
 
@@ -127,15 +151,15 @@ def test_marabou_proves_a_false_bound_of_padded_max_pooling_but_not_of_what_is_r
     upper[0, 3, 3] = 1.0
     box, zeros = (torch.zeros(49), upper.flatten()), torch.zeros(1, *PADDED_SHAPE)
     torch.onnx.export(PADDED, zeros, tmp_path / "exported.onnx", dynamo=False, opset_version=11)
-    assert reached(tmp_path / "exported.onnx", 1, 0.5, OPTIONS, box) is False
+    assert reached(tmp_path / "exported.onnx", 1, 0.5, LONG, box) is False
     for target in TARGETS:
         path = tmp_path / f"{target}.onnx"
         onnx_file.save(rewrite(PADDED, zeros, target, box=(0.0, 1.0) if target == "perceptron" else None), path)
-        witness = reached(path, 1, 0.5, OPTIONS, box)
+        witness = reached(path, 1, 0.5, LONG, box)
         assert isinstance(witness, torch.Tensor)
         assert ((witness >= -1e-6) & (witness <= upper.flatten() + 1e-6)).all()  # Marabou's own tolerance
         assert PADDED(witness.float().reshape(1, *PADDED_SHAPE)).item() >= 0.5 - 1e-4
-        assert reached(path, 1, 1.0 + MARGIN, OPTIONS, box) is False  # and beyond the exact maximum there is nothing
+        assert reached(path, 1, 1.0 + MARGIN, LONG, box) is False  # and beyond the exact maximum there is nothing
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -150,8 +174,8 @@ READING = 1e-4
 
 
 def value_by_marabou(path, name):
-    x = example(name)
-    (y,) = read(path).evaluateWithMarabou([x.numpy()], f"{path}.log", OPTIONS)
+    x = example(name).numpy()
+    (y,) = table_clients.within(LONG + 60, lambda: read(path).evaluateWithMarabou([x], f"{path}.log", options(LONG)))
     return y.ravel()[0]
 
 
