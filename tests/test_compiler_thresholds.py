@@ -143,3 +143,47 @@ def test_an_average_is_the_matrix_of_a_band_or_a_convolution(case):
     torch.testing.assert_close(plain(x), module(x), rtol=0, atol=1e-14)
     unbatched = Function(lambda x: F.avg_pool2d(x[:, 0], kernel, **further))  # the channels are the batch
     torch.testing.assert_close(rewrite(unbatched, x[:1])(x), unbatched(x), rtol=0, atol=1e-14)
+
+
+def columns(*slices):
+    """x (b, 2, 6, 3) -> its parts along the third dimension."""
+    return lambda x: [x[:, :, s] for s in slices]
+
+
+BATCHES = {"the batch behind": 2, "the batch behind what is halved": 3, "the batch last": 3}  # dimensions; else 0
+PARTS = {  # of x, and whether they make up x, so that their sum needs no concatenation
+    "two by turns": (columns(slice(0, 6, 2), slice(1, 6, 2)), True),
+    "three by turns": (columns(slice(0, 6, 3), slice(1, 6, 3), slice(2, 6, 3)), True),
+    "two halves": (columns(slice(0, 3), slice(3, 6)), True),
+    "three blocks": (columns(slice(0, 2), slice(2, 4), slice(4, 6)), True),
+    "six entries": (columns(*(slice(k, k + 1) for k in range(6))), True),
+    "halves of the channels": (lambda x: x.chunk(2, 1), True),
+    "the last dimension": (lambda x: [x[..., k : k + 1] for k in range(3)], True),
+    "the batch behind": (lambda x: x.permute(1, 2, 0, 3).chunk(2, 1), True),
+    "the batch behind what is halved": (lambda x: x.permute(3, 1, 2, 0)[:2].chunk(2, 0), True),
+    "the batch last": (lambda x: x.permute(3, 2, 1, 0).chunk(3, 1), True),
+    "the other way round": (columns(slice(3, 6), slice(0, 3)), False),
+    "blocks that overlap": (columns(slice(0, 4), slice(2, 6)), False),
+    "the first two of three": (columns(slice(0, 2), slice(2, 4)), False),
+    "blocks with a gap": (columns(slice(0, 2), slice(4, 6)), False),
+    "the first two of three by turns": (columns(slice(0, 6, 3), slice(1, 6, 3)), False),
+    "two entries of three": (lambda x: [x[..., :1], x[..., 1:2]], False),
+    "one part twice": (columns(slice(0, 3), slice(0, 3)), False),
+    "along two dimensions": (lambda x: [x[:, :1, :3], x[:, 1:, 3:]], False),
+    "of two tensors": (lambda x: [x[:, :, :3], x.relu()[:, :, 3:]], False),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_a_sum_of_parts_is_concatenated_unless_they_make_up_a_tensor(case):
+    parts, whole = PARTS[case]
+
+    def function(x):
+        first, *others = parts(x)
+        for k, part in enumerate(others):
+            first = torch.add(first, part, alpha=k + 2)
+        return first.relu().movedim(BATCHES.get(case, 0), 0)
+
+    module, x = Function(function), whole_numbers(3, 2, 6, 3)
+    assert_exact(module, x)
+    assert (torch.cat not in {node.target for node in rewrite(module, x[:1]).graph.nodes}) == whole

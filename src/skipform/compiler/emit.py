@@ -283,12 +283,17 @@ class Emitter:
         """The sum of c x over two or more terms (x, c)."""
         x = terms[0][0]
         batch, sizes = x.meta["batch_dim"], self.sizes(x)
-        state = self.cat([self.emit(torch.unsqueeze, y, batch + 1) for y, _ in terms], batch + 1)
+        state = self._stacked([y for y, _ in terms])
         state = self.reshape(state, [*sizes[: batch + 1], len(terms), math.prod(sizes[batch + 1 :])])
         y = self.emit(torch.matmul, torch.tensor([[c for _, c in terms]], dtype=torch.float64), state)
         y = self.reshape(y, sizes) if y.meta["val"].shape != x.meta["val"].shape else y
         y.meta["terms"] = terms
         return y
+
+    def _stacked(self, xs: Sequence[fx.Node]) -> fx.Node:
+        """Tensors of one size along a new dimension behind the batch."""
+        dim = xs[0].meta["batch_dim"] + 1
+        return self.cat([self.emit(torch.unsqueeze, x, dim) for x in xs], dim)
 
     def _terms(self, x: fx.Node, c: float) -> list[tuple[fx.Node, float]]:
         """c x as a sum of multiples of its terms, unless another operation reads x or a coefficient would underflow."""

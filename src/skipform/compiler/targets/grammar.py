@@ -1,6 +1,7 @@
 """The paper's grammar, strictly: an addition is a concatenation and the fixed map (I I) (Theorem 2)."""
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -45,6 +46,37 @@ def avg_pool2d(
 
 
 class StrictEmitter(Emitter):
-    """Writes averages over bands of rows."""
+    """Writes averages over bands of rows, and sums of a tensor's slices without a concatenation."""
 
     rules: ClassVar[dict[str, Callable[..., Any]]] = {"avg_pool2d": avg_pool2d}
+
+    def _stacked(self, xs: Sequence[fx.Node]) -> fx.Node:
+        """Slices that make up a tensor are that tensor, reshaped and permuted; others are concatenated."""
+        tiled = _tiled(xs)
+        if tiled is None:
+            return super()._stacked(xs)
+        whole, dim, in_turn = tiled
+        sizes = self.sizes(xs[0])
+        which = dim + in_turn
+        parts = self.reshape(whole, [*sizes[:which], len(xs), *sizes[which:]])
+        order = [d for d in range(len(sizes) + 1) if d != which]
+        order.insert(order.index(parts.meta["batch_dim"]) + 1, which)
+        return self.permute(parts, order)
+
+
+def _tiled(xs: Sequence[fx.Node]) -> tuple[fx.Node, int, bool] | None:
+    """(tensor, dim, in_turn) if xs are slices along dim that make up a tensor, in order: entries in turn (0, 2, ... and
+    1, 3, ...) or blocks. None for anything else."""
+    if any(x.target is not operator.getitem or x.args[0] is not xs[0].args[0] for x in xs):
+        return None
+    whole: Any = xs[0].args[0]
+    slices: list[tuple[slice, ...]] = [x.args[1] for x in xs]  # type: ignore[misc]
+    dim, count = len(slices[0]) - 1, len(xs)
+    size = whole.meta["val"].shape[dim]
+    if size % count or any(len(s) != dim + 1 for s in slices):
+        return None
+    length = size // count
+    entries = [range(size)[s[dim]] for s in slices]
+    if entries == [range(k, size, count) for k in range(count)]:
+        return whole, dim, True
+    return (whole, dim, False) if entries == [range(k * length, (k + 1) * length) for k in range(count)] else None
