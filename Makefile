@@ -31,7 +31,7 @@ lint: $(UV)           ## format, rules, types
 	$(RUN) mypy
 
 smoke: $(UV)          ## the whole pipeline in a fresh copy at scale smoke, twice, compared byte by byte
-	$(RUN) pytest -m pipeline -n 0
+	$(RUN) pytest -m pipeline -n 0 -o faulthandler_timeout=0
 
 rehearsal: $(UV)      ## scale paper in a fresh copy, with small stand-ins of the data sets, every stage and net: on a CPU
 	$(RUN) python tests/rehearsal.py
