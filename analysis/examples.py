@@ -33,6 +33,11 @@ def grid_of(rows: int, columns: int, head: float) -> tuple[plt.Figure, np.ndarra
     return plt.subplots(rows, columns, squeeze=False, figsize=(style.WIDTH, side * rows + head))
 
 
+def stored(columns: list[tuple[str, str]], most: int) -> int:
+    """How many examples there are of every (net, variant), at most `most`; a small batch of a run has fewer."""
+    return min(most, *(len(examples[net][variant]["images"]) for net, variant in columns))
+
+
 def save(figure: plt.Figure, name: str) -> None:
     style.save(figure, name)
     figures.append(name)
@@ -63,7 +68,7 @@ def mask(axes: plt.Axes, classes: np.ndarray, count: int, title: str = "") -> No
 
 segmented = [net for net in names if any("masks" in arrays for arrays in examples[net].values())]
 if segmented:
-    images = 2
+    images = stored([(net, variant) for net in segmented for variant in examples[net]], 2)
     panels = 2 + max(len(examples[net]) for net in segmented)
     figure, grid = grid_of(images * len(segmented), panels, 0.4)
     for k, row in enumerate(grid):
@@ -97,7 +102,7 @@ def box(axes: plt.Axes, corners: np.ndarray, **look: object) -> None:
 
 if detected:
     columns = [(net, variant) for net in detected for variant in examples[net]]
-    figure, grid = grid_of(SHOWN, len(columns), 0.35)
+    figure, grid = grid_of(stored(columns, SHOWN), len(columns), 0.35)
     for k, row in enumerate(grid):
         for axes, (net, variant) in zip(row, columns, strict=True):
             arrays = examples[net][variant]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import descendants
+from safetensors.numpy import save_file
 
 from skipform.errors import SkipformError
 from skipform.files import write_json_lines
@@ -136,6 +138,25 @@ def test_a_failing_notebook_is_one_line_and_replaces_nothing(house, capsys):
     assert {name: after[name] for name in before} == before
     assert not [name for name in after if name.startswith("paper/.")]
     assert not descendants(os.getpid(), "ipykernel_launcher")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])  # in the batch of a run; of masks 2 are drawn, of boxes 3
+def test_as_many_examples_are_drawn_as_a_batch_has_and_at_most_three(frame, monkeypatch, tmp_path, count):
+    images, corners = np.zeros((count, 1, 8, 8), np.float32), np.tile(np.float32([1, 1, 5, 6]), (count, 1, 1))
+    mask = np.arange(count * 64).reshape(count, 8, 8) % 3
+    boxes = {"boxes": corners, "labels": np.ones((count, 1), np.int64), "scores": np.ones((count, 1), np.float32)}
+    segmented = {"images": images, "masks": mask, "predicted": mask}
+    detected = {"images": images} | boxes | {f"predicted_{key}": value for key, value in boxes.items()}
+    (tmp_path / "measures/examples").mkdir(parents=True)
+    for net, arrays in (("mlp", segmented), ("absent", detected)):
+        stored = {f"plain/{name}": np.ascontiguousarray(value) for name, value in arrays.items()}
+        save_file(stored, tmp_path / f"measures/examples/{net}.safetensors", metadata={"texts": "{}"})
+    monkeypatch.setattr(frame, "names", lambda: {"mlp": "MLP", "absent": "Absent"})
+    monkeypatch.setattr(frame, "GENERATED", tmp_path)
+    notebook = runpy.run_path(str(ROOT / "analysis" / "examples.py"))
+    assert notebook["figures"] == ["fig_masks", "fig_boxes"]
+    assert notebook["images"] == min(count, 2)
+    assert len(notebook["grid"]) == min(count, 3)  # of the boxes
 
 
 def test_an_unknown_notebook_is_refused_with_the_known_names(house):
