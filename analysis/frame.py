@@ -216,10 +216,9 @@ def question(experiment: str) -> str:
 
 # How a score is printed in tables and as the label of an axis.
 SCORES = {
-    "error": "error", "mean_iou": "mean IoU", "boundary_iou": "boundary IoU", "ap50": "AP50", "loss": "loss",
-    "accuracy": "accuracy",
-    "exact_match": "exact match", "bleu": "BLEU", "pixel_error": "pixel error", "rand_error": "Rand error",
-    "deepest_error": "error of the deepest column",
+    "error": "error", "mean_iou": "mean IoU", "boundary_iou": "boundary IoU", "ap": "AP", "ap50": "AP50",
+    "loss": "loss", "accuracy": "accuracy", "exact_match": "exact match", "bleu": "BLEU",
+    "pixel_error": "pixel error", "rand_error": "Rand error", "deepest_error": "error of the deepest column",
 }  # fmt: skip
 
 

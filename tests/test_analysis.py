@@ -193,6 +193,21 @@ def test_only_the_drawings_of_nets_and_survey_import_the_package():
     ]
 
 
+def test_every_score_that_an_experiment_shows_has_a_name_in_tables(analysis):
+    import frame
+
+    from skipform import tasks
+    from skipform.training.experiment import read
+
+    shown = set()
+    for file in [*(ROOT / "experiments/survey").glob("*.yaml"), *(ROOT / "experiments/claims").glob("*.yaml")]:
+        for scale in ("smoke", "embedded", "paper"):
+            task = read(file, scale).task
+            shown.add(task.get("shown", tasks.kind(task["name"]).MAIN_SCORE[0]))
+    assert {"ap", "ap50", "bleu", "exact_match"} <= shown  # they differ from scale to scale
+    assert shown <= set(frame.SCORES)
+
+
 def test_published_numbers_have_a_source_and_a_cited_paper():
     references = yaml.safe_load((ROOT / "paper" / "references.yml").read_text())
     for net, entry in PUBLISHED.items():
