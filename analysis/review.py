@@ -112,8 +112,10 @@ def svg(name: str) -> str:
 
 
 def heading(file: Path) -> dict[str, str]:
-    """What an experiment file states about itself: Question, Feeds, Expect, Cost, Run, one line each."""
-    return {key: re.sub(r"\n# +", " ", text) for key, text in HEADING.findall(file.read_text(encoding="utf-8"))}
+    """What an experiment file states about itself: Question, Feeds, Expect, Cost, Run, one line each; of one that
+    states nothing, no question and the command that trains it."""
+    stated = {key: re.sub(r"\n# +", " ", text) for key, text in HEADING.findall(file.read_text(encoding="utf-8"))}
+    return {"Question": "", "Run": f"skipform fit --config {file.relative_to(frame.ROOT)}"} | stated
 
 
 def experiments() -> dict[str, Path]:
@@ -177,7 +179,7 @@ def origin_of(
 ) -> dict[str, Any]:
     """An entry of `sources`; files that this run does not have are left out."""
     files = [path for path in paths if (frame.ROOT / path).is_file()]
-    lines = {key: text for key, text in (stated or {}).items() if key in ("Question", "Expect", "Cost")}
+    lines = {key: text for key, text in (stated or {}).items() if text and key in ("Question", "Expect", "Cost")}
     return {
         "name": name,
         "title": title,

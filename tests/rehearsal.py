@@ -7,6 +7,7 @@ epochs and one seed, the learning rate is small, backbones start from random wei
 measured on one segment and two images.
 """
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,7 @@ def rehearsal(folder: Path) -> Path:
 
 def shrink(file: Path, name: str) -> None:
     """Make an experiment at scale paper small; `name`: the data set of the scale."""
-    own = read_yaml(file)
+    own, text = read_yaml(file), file.read_text()
     paper = own.setdefault("paper", {}) or {}
     name = paper.get("data", {}).get("name", name)
     variants = merged(own["variants"], paper.get("variants") or {})
@@ -104,6 +105,8 @@ def shrink(file: Path, name: str) -> None:
         paper["variants"] = {label: narrow(block) for label, block in variants.items()}
     own["paper"] = merged(merged(paper, {"data": DATA[name]}), SHARED)
     write_yaml(file, own)
+    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True))
+    file.write_text("".join(head) + file.read_text())  # the review page shows the question of an experiment
 
 
 def narrow(block: dict[str, Any]) -> dict[str, Any]:

@@ -159,6 +159,18 @@ def test_as_many_examples_are_drawn_as_a_batch_has_and_at_most_three(frame, monk
     assert len(notebook["grid"]) == min(count, 3)  # of the boxes
 
 
+@pytest.mark.parametrize("head", ["", "# Question  Why?\n#           Why not?\n# Run       make\n"])
+def test_an_experiment_that_states_nothing_has_a_place_on_the_review_page(frame, tmp_path, head):
+    import review
+
+    (file := tmp_path / "experiments" / "own.yaml").parent.mkdir()
+    file.write_text(f"{head}variants:\n")
+    expected = ("Why? Why not?", "make") if head else ("", "skipform fit --config experiments/own.yaml")
+    stated = review.heading(file)
+    assert (stated["Question"], stated["Run"]) == expected
+    assert ("Question" in review.origin_of("own", "own", "make", [], stated)["lines"]) == bool(head)
+
+
 def test_an_unknown_notebook_is_refused_with_the_known_names(house):
     with pytest.raises(SkipformError, match=r"unknown notebook 'absent' .* there are: sums"):
         notebooks.main(only=["absent"], root=str(house))
