@@ -431,7 +431,7 @@ def test_the_review_page_loads_nothing_and_fits_into_three_megabytes(page):
     assert not re.search(r"@import|url\(|@font-face", styles)
     (charts,) = re.findall(r'id="charts-data">(.*?)</script>', text)
     assert '"url"' not in charts
-    assert len(text.encode()) < review.LARGEST == 3_000_000
+    assert len(text.encode()) < 3_000_000  # of this scale; one of long trainings is larger
 
 
 def test_every_link_of_the_review_page_leads_to_a_file_or_a_place_on_it(made, page):

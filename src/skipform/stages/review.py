@@ -8,8 +8,6 @@ from skipform.errors import SkipformError
 from skipform.files import write_text
 from skipform.outputs import check_file
 
-LARGEST = 3_000_000  # bytes
-
 
 def main(*, out: Path = Path("build/review.html"), root: Path = Path(".")) -> None:
     """Write the review page: one HTML file that loads nothing. Equal inputs give equal bytes.
@@ -27,6 +25,4 @@ def main(*, out: Path = Path("build/review.html"), root: Path = Path(".")) -> No
     sys.path.insert(0, str(script.parent))  # as for a program, which imports the files next to it
     page = runpy.run_path(str(script))["page"]()
     sys.path.remove(str(script.parent))
-    if (size := len(page.encode())) > LARGEST:
-        raise SkipformError(f"{out}: {size:,} bytes; accepted: at most {LARGEST:,}")
     write_text(out, page)
