@@ -9,9 +9,10 @@ A ratio is that of the medians over ROUNDS rounds, in which original and rewritt
 Why a row of `grammar` is above 3. On a CPU torch.compile writes every concatenation to memory, like eager torch. A
 maximum x, y -> relu(x - y) + y needs one, and another one unless x and y make up a tensor, which moves eight or
 thirteen times the bytes of the result; torch.maximum, or the sums of keep_add (Proposition 1), which fuse into one
-pass, move three times as many. Most of the time is the operating system's, which hands out fresh memory each time:
-where the C library keeps what is freed (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of 2^35), rows of pooling
-fall, to 4.6 for 2x2, and those of one pass rise, to 11 for relu6.
+pass, move three times as many. Of pooling by small windows most of the time is the operating system's, which hands out
+fresh memory each time: where the C library keeps what is freed (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of
+2^35), 2x2 takes 4.6 instead of 12, global pooling 11 instead of 13, and rows of one pass rise, relu6 to 11, since
+torch's own pays for fresh memory as well.
 
 max pooling, maximum of halves    that, once per layer of the tree; torch's own pooling reads the image once
 global max pooling                twelve layers

@@ -55,18 +55,18 @@ class StrictEmitter(Emitter):
         tiled = _tiled(xs)
         if tiled is None:
             return super()._stacked(xs)
-        whole, dim, in_turn = tiled
+        whole, which = tiled
         sizes = self.sizes(xs[0])
-        which = dim + in_turn
         parts = self.reshape(whole, [*sizes[:which], len(xs), *sizes[which:]])
         order = [d for d in range(len(sizes) + 1) if d != which]
         order.insert(order.index(parts.meta["batch_dim"]) + 1, which)
         return self.permute(parts, order)
 
 
-def _tiled(xs: Sequence[fx.Node]) -> tuple[fx.Node, int, bool] | None:
-    """(tensor, dim, in_turn) if xs are slices along dim that make up a tensor, in order: entries in turn (0, 2, ... and
-    1, 3, ...) or blocks. None for anything else."""
+def _tiled(xs: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
+    """(tensor, which) if xs are slices along a dimension that make up a tensor, in order: it is them once reshaped
+    to have their number as dimension `which`. That stands behind their own dimension for entries in turn (0, 2, ... and
+    1, 3, ...), before it for blocks. None for anything else."""
     if any(x.target is not operator.getitem or x.args[0] is not xs[0].args[0] for x in xs):
         return None
     whole: Any = xs[0].args[0]
@@ -78,5 +78,5 @@ def _tiled(xs: Sequence[fx.Node]) -> tuple[fx.Node, int, bool] | None:
     length = size // count
     entries = [range(size)[s[dim]] for s in slices]
     if entries == [range(k, size, count) for k in range(count)]:
-        return whole, dim, True
-    return (whole, dim, False) if entries == [range(k * length, (k + 1) * length) for k in range(count)] else None
+        return whole, dim + 1
+    return (whole, dim) if entries == [range(k * length, (k + 1) * length) for k in range(count)] else None
