@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -31,10 +32,22 @@ def fresh_copy(folder, scale="smoke", seeds=(0, 1)):
     return folder
 
 
+@cache
+def programs():
+    """Where the programs are of an environment without the tools of the tests, as `make repro` has it."""
+    folder = ROOT / "build" / "lean"
+    command = [os.environ.get("UV", "uv"), "sync", "--quiet", "--frozen", "--no-dev", "--python", sys.executable]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"UV_PROJECT_ENVIRONMENT": str(folder)}, check=True)
+    return folder / "bin"
+
+
 def environment(folder):
-    """The programs of this environment, the sources of the copy."""
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": programs, "PYTHONPATH": str(folder / "src"), "WANDB_MODE": "offline"}
+    """The programs as above, the sources of the copy."""
+    return os.environ | {
+        "PATH": f"{programs()}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
+        "WANDB_MODE": "offline",
+    }
 
 
 def run(folder, *command):

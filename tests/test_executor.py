@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from skipform.cores import SHARE, cores
 from skipform.errors import SkipformError
 from skipform.stages import cli
 from skipform.training.executor import Executor
@@ -157,10 +158,32 @@ def test_gpus_are_numbered_among_those_that_the_process_may_see(four_gpus, monke
 
 
 def test_on_a_cpu_the_workers_are_the_cores(four_gpus, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("skipform.training.launch.cores", lambda: 8)
     assert executor_for(experiment("cpu", threads=2), 9) == Executor(workers=4, forked=True, threads=2)
     assert executor_for(experiment("cpu", threads=2), 3).workers == 3
     assert executor_for(experiment("cpu"), 9).workers == 1  # with torch's own number of threads
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [(None, 3), ("1", 1), ("2", 2), ("3", 3), ("4", 3), ("0", None), ("-1", None), ("", None), ("9" * 10, None)],
+)
+def test_a_process_uses_the_cores_that_it_may_run_on_at_most_its_share(monkeypatch, given, found):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 5, 7}, raising=False)
+    monkeypatch.delenv(SHARE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(SHARE, given)
+    if found:
+        assert cores() == found
+    else:
+        with pytest.raises(SkipformError, match=rf"^SKIPFORM_CORES: '{given}'; accepted: a whole number from 1"):
+            cores()
+
+
+def test_where_there_is_no_affinity_a_process_uses_all_cores(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.delenv(SHARE, raising=False)
+    assert cores() == (os.cpu_count() or 1)
 
 
 def test_a_job_of_a_cluster_has_a_gpu_unless_it_trains_on_the_cpu():

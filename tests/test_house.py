@@ -19,6 +19,7 @@ PACKAGE = ROOT / "src" / "skipform"
 OPEN = {"errors", "arguments"}
 ARROWS = {
     "errors": set(),
+    "cores": set(),
     "arguments": set(),
     "theory": set(),
     "compiler": {"theory"},
@@ -29,7 +30,7 @@ ARROWS = {
     "files": set(),
     "outputs": {"files"},
     "recovery": {"files"},
-    "pipeline": {"recovery", "files"},
+    "pipeline": {"cores", "recovery", "files"},
     "sources": {"files"},
     "shipped": set(),
     "runs": {"tasks", "data", "nets", "files"},
@@ -37,8 +38,9 @@ ARROWS = {
     "verdicts": {"comparisons"},
     "records": {"files"},
     "results": {"runs", "files"},
-    "training": {"runs", "comparisons", "tasks", "data", "nets", "files", "outputs", "sources"},
+    "training": {"cores", "runs", "comparisons", "tasks", "data", "nets", "files", "outputs", "sources"},
     "stages": {
+        "cores",
         "comparisons",
         "verdicts",
         "pipeline",

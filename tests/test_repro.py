@@ -13,6 +13,7 @@ import psutil
 import pytest
 from processes import runs
 
+from skipform.cores import cores
 from skipform.files import read_yaml
 from skipform.pipeline import stages
 from skipform.stages.repro import seconds_left, with_descendants
@@ -29,6 +30,7 @@ stages:
 """
 STAGE = """
 echo start $1 >> log
+echo ${SKIPFORM_CORES-all} > cores-$1
 while test -n "$WAIT_FOR" -a \\( $1 = a -o $1 = b \\) && ! grep -q "start $WAIT_FOR" log; do sleep 0.1; done
 test ! -e fail-$1 && echo $1 > $1
 status=$?
@@ -76,6 +78,17 @@ def test_stages_run_after_what_they_depend_on_and_only_when_out_of_date(project)
         "up to date"
         in subprocess.run([program("dvc"), "repro"], cwd=project, capture_output=True, text=True, check=True).stdout
     )
+
+
+def test_stages_that_run_at_once_share_the_cores_and_one_alone_has_all(project):
+    repro(project, WAIT_FOR="b")
+    share = str(max(1, cores() // 2))
+    assert [(project / f"cores-{name}").read_text().strip() for name in "abcd"] == [share, share, "all", "all"]
+    repro(project, "--force", WAIT_FOR="b", SKIPFORM_CORES="1")
+    assert [(project / f"cores-{name}").read_text().strip() for name in "abcd"] == ["1"] * 4
+    status, log, printed = repro(project, "--force", SKIPFORM_CORES="two")
+    assert (status, log) == (2, [])
+    assert printed == "skipform repro: error: SKIPFORM_CORES: 'two'; accepted: a whole number from 1, or not set\n"
 
 
 def test_the_first_run_starts_from_the_times_of_another_machine(project):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from skipform import recovery
+from skipform.cores import SHARE
 from skipform.errors import SkipformError, one_line
 from skipform.files import read_json, write_text
 
@@ -72,13 +73,16 @@ class Outcome(NamedTuple):
     output: str
 
 
-def reproduce(name: str, force: bool, alone: bool) -> Outcome:
-    """Run one stage. Its output is printed as it comes if it runs alone; otherwise it is returned."""
+def reproduce(name: str, force: bool, alone: bool, share: int | None = None) -> Outcome:
+    """Run one stage. Its output is printed as it comes if it runs alone; otherwise it is returned.
+
+    share: the number of cores that it may use, where others run beside it.
+    """
     # Another stage may hold DVC's lock for a moment, while it takes the digests of its outputs.
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
     start, lines = time.monotonic(), []
     errors = None if alone else subprocess.STDOUT
-    variables = environment()
+    variables = environment() | ({} if share is None else {SHARE: str(share)})
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, bufsize=1, env=variables) as dvc:
         for line in dvc.stdout or ():
             if line.startswith(ADVICE):

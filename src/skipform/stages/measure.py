@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from skipform import outputs
 from skipform.arguments import Count, Factor
 from skipform.compiler.emit import UnsupportedOperation
+from skipform.cores import cores
 from skipform.errors import SkipformError, first_line
 from skipform.files import write_json
 from skipform.measure import bounds, functional_dimension, trajectory_length
@@ -104,7 +104,7 @@ def processes(runs: list[Run], batch: int, memory: float) -> int:
     rows = batch * max((run.config["net"].get("num_classes", 1) for run in runs), default=1)
     jacobian = 2 * 8 * rows * max((run.metrics["parameters"] for run in runs), default=0)
     needed = 2**30 + 2 * min(memory * 2**30, jacobian)
-    return max(1, min(os.cpu_count() or 1, int(psutil.virtual_memory().total // needed)))
+    return max(1, min(cores(), int(psutil.virtual_memory().total // needed)))
 
 
 def measure_run(

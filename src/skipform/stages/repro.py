@@ -2,6 +2,7 @@
 
 DVC says which stages there are and which are out of date, and runs each of them (`dvc repro --single-item`). Plain
 `dvc repro` does the same one stage at a time: it takes longer, for a stage imports, reads and writes on one core.
+Stages that run at once share the cores, so that no stage starts processes for which there is no core.
 At the first run there are no times of this machine: those in results/ are used, corrected as stages finish.
 """
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from skipform.cores import cores
 from skipform.errors import SkipformError
 from skipform.files import fields, read_yaml, write_json
 from skipform.pipeline import (
@@ -38,7 +40,7 @@ def main(*, force: bool = False, jobs: int = 0) -> int:
 
     Args:
         force: Run the stages that are up to date too.
-        jobs: Stages that run at once; by default 2 where the scale trains on the CPU, otherwise 1.
+        jobs: Stages that run at once, and share the cores; by default 2 where the scale trains on the CPU, otherwise 1.
     """
     prepare()
     with ThreadPoolExecutor() as pool:
@@ -90,7 +92,7 @@ def seconds_left(left: Iterable[str], here: dict[str, float], elsewhere: dict[st
 
 def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
     """Run the stages `left`, each after those that it depends on; 1 if one of them fails."""
-    seconds = seconds_of(read_seconds(SECONDS))
+    available, seconds = cores(), seconds_of(read_seconds(SECONDS))
     published = seconds_of(read_seconds(PUBLISHED).get(_scale())) if PUBLISHED.is_file() else {}
     waiting, start, failed = [name for name in graph if name in left], time.monotonic(), 0
     running: dict[Future[Outcome], str] = {}
@@ -99,13 +101,15 @@ def _run(graph: Graph, left: set[str], jobs: int, force: bool) -> int:
             while running or (waiting and not failed):
                 ready = [] if failed else [name for name in waiting if not graph[name] & left]
                 ready = [FIRST] if FIRST in ready else [] if FIRST in running.values() else ready
-                for name in ready[: jobs - len(running)]:
+                ready = ready[: jobs - len(running)]
+                share = max(1, available // jobs) if len(ready) + len(running) > 1 else None
+                for name in ready:
                     waiting.remove(name)
                     expected = seconds_left(left, seconds, published)
                     rest = "" if expected is None else f", about {_minutes(expected / jobs)} left"
                     number, gone = len(graph) - len(waiting), _minutes(time.monotonic() - start)
                     print(f"== stage {number} of {len(graph)}: {name}, {gone} gone{rest}", flush=True)
-                    running[pool.submit(reproduce, name, force, jobs == 1)] = name
+                    running[pool.submit(reproduce, name, force, jobs == 1, share)] = name
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     name, outcome = running.pop(done), done.result()
                     print(outcome.output, end="", flush=True)

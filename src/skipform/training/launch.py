@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from skipform import outputs
+from skipform.cores import cores
 from skipform.errors import SkipformError, one_line
 from skipform.files import defined, digest_of, fields, read_json, write_json
 from skipform.runs import finished
@@ -67,7 +68,7 @@ def executor_for(
     Raises:
         SkipformError: one line, about an option that the experiment or this machine does not take.
     """
-    trainer, cores = experiment.trainer, os.cpu_count() or 1
+    trainer, available = experiment.trainer, cores()
     processes = trainer["devices"] * trainer["num_nodes"]
     if workers is not None and (workers < 1 or (workers > 1 and processes > 1)):
         raise SkipformError(
@@ -89,10 +90,10 @@ def executor_for(
     if names:
         workers = min(workers or len(names), runs)
         return Executor(
-            workers=workers, devices=names, fresh=True, threads=experiment.threads or max(1, cores // workers)
+            workers=workers, devices=names, fresh=True, threads=experiment.threads or max(1, available // workers)
         )
     on_cpu = trainer["accelerator"] == "cpu" and processes == 1 and experiment.threads
-    workers = min(workers or (cores // experiment.threads if on_cpu else 1) or 1, runs)
+    workers = min(workers or (available // experiment.threads if on_cpu else 1) or 1, runs)
     return Executor(workers=workers, forked=trainer["accelerator"] == "cpu", threads=experiment.threads)
 
 
@@ -130,7 +131,7 @@ def side_by_side(
 
     function: importable by its name. The cores are divided among the workers.
     """
-    executor = Executor(workers=workers, fresh=True, threads=max(1, (os.cpu_count() or 1) // workers))
+    executor = Executor(workers=workers, fresh=True, threads=max(1, cores() // workers))
     named = {str(number): {"job": job} for number, job in enumerate(jobs)}
     for name, outcome in executor.outcomes(function, named, Path(), until=end):
         if outcome.error:
@@ -213,7 +214,7 @@ def run_grid(
     results = {path: result for path in paths if (result := _stored(path)) is not None}
     missing = {_name(cell): (path, cell) for path, cell in zip(paths, cells, strict=True) if path not in results}
     jobs = {name: cell for name, (_, cell) in missing.items()}
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    workers = min(workers or cores(), len(missing))
     where = Executor(executor, workers=workers, slurm=slurm or {})
     with (
         tqdm(total=len(cells), initial=len(results), desc=title, unit="cell", leave=False, disable=None) as bar,
