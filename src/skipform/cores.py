@@ -9,10 +9,10 @@ SHARE = "SKIPFORM_CORES"  # an environment variable: the share of one of several
 
 
 def cores() -> int:
-    """The cores that the system lets this process use, such as those of its SLURM job; fewer if SHARE says so.
+    """The cores that the system lets this process use, such as those of its SLURM job, and at most SKIPFORM_CORES.
 
     Raises:
-        SkipformError: SHARE is no whole number from 1.
+        SkipformError: SKIPFORM_CORES is no whole number from 1.
     """
     # Where there is no affinity (macOS), a process may use all cores.
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
